@@ -1,0 +1,81 @@
+"""The front door: one file a command, each imported only when it is called."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from importlib import import_module
+
+import click
+
+from higgsc import __version__
+from higgsc.contract.outcome import ExitCode, StepError
+
+COMMANDS = {
+    "build": "Compile specs and write their scripts, job files and reports.",
+    "check": "Compile specs and report what is wrong; write nothing.",
+    "run": "Build a spec and carry its plan out on this machine.",
+    "merge": "Fold a LoRA adapter into its base model.",
+    "generate": "Speak a text in the voice of a recording.",
+    "explain": "Explain a diagnostic code.",
+    "run-step": "Carry out one job file (what the emitted scripts call).",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports the one that is called."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = import_module(f"higgsc.cli.{name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS:
+            from higgsc.compiler.diagnostics import did_you_mean
+
+            hint = did_you_mean(args[0], COMMANDS)
+            raise click.UsageError(f"no command `{args[0]}`" + (f"; {hint}" if hint else ""), context)
+        return super().resolve_command(context, args)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, message="higgsc %(version)s")
+def group() -> None:
+    """Compile a typed experiment spec into launch scripts, and run them: LoRA fine-tuning of Higgs Audio v2."""
+
+
+def main() -> None:
+    """Run the command line; every ending has its exit code (`higgsc.contract.outcome.ExitCode`)."""
+    try:
+        group(prog_name="higgsc", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(ExitCode.USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(ExitCode.INTERRUPTED)
+    except StepError as error:
+        click.echo(f"{click.style('error', fg='red', bold=True)}: {error}", err=True)
+        sys.exit(error.code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(ExitCode.DONE)
+    except OSError as error:
+        click.echo(f"{click.style('error', fg='red', bold=True)}: {error}", err=True)
+        sys.exit(ExitCode.IO)
+    except Exception:
+        traceback.print_exc()
+        click.echo("this is a bug in higgsc, not in your spec; the lines above say where", err=True)
+        sys.exit(ExitCode.INTERNAL)

@@ -1,0 +1,50 @@
+"""`higgsc run-step`: one process of one step, as the emitted scripts start it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from higgsc.contract import jobs
+from higgsc.contract.jobs import StepContext, load_job
+from higgsc.contract.outcome import StepResult
+from higgsc.contract.receipts import receipt_path, write_receipt
+
+
+@click.command("run-step")
+@click.argument("job_file", type=click.Path(path_type=Path))
+def command(job_file: Path) -> None:
+    """Carry out JOB_FILE. Under torchrun, one process of it."""
+    job = load_job(job_file)
+    context = StepContext.of(job_file, job)
+    run = context.path(job.run)
+    started = time.monotonic()
+    if context.is_first:  # a receipt stands for the last attempt, and this one has not finished yet
+        receipt_path(run, job.step).unlink(missing_ok=True)
+    result = _carry_out(job, context)
+    if context.is_first:
+        seconds = time.monotonic() - started
+        write_receipt(run, job.step, result, job_path=job_file, root=context.root, seconds=seconds)
+        click.echo(f"{job.step}: {result.summary}")
+
+
+def _carry_out(job: jobs.Job, context: StepContext) -> StepResult:
+    match job:
+        case jobs.PrepareJob():
+            from higgsc.data import prepare
+
+            return prepare.run(job, context)
+        case jobs.TrainJob():
+            from higgsc.train import step
+
+            return step.run(job, context)
+        case jobs.MergeJob():
+            from higgsc.deploy import merge
+
+            return merge.run(job, context)
+        case jobs.EvaluateJob():
+            from higgsc.deploy import evaluate
+
+            return evaluate.run(job, context)

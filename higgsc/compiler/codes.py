@@ -1,0 +1,124 @@
+"""Every diagnostic code: its title, whether it stops the build, and the long explanation.
+
+`higgsc explain HC101` prints the explanation. Codes are grouped by the phase that finds the problem: HC0xx
+reading the file, HC1xx the schema, HC2xx composition, HC3xx topology and batch, HC4xx environment, HC5xx model
+and LoRA. A code, once published, keeps its meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from higgsc.compiler.diagnostics import Severity
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    title: str
+    explanation: str
+    severity: Severity = "error"
+
+
+CODES: dict[str, Code] = {
+    "HC001": Code(
+        "a spec cannot be read",
+        "The file does not exist, is a directory or a device, is larger than 1 MiB, or is not UTF-8. Paths given to\n"
+        "`extends` are relative to the file that contains them.",
+    ),
+    "HC002": Code(
+        "not valid YAML",
+        "The parser gave up at the marked place. The usual causes are a tab used for indentation, a missing space\n"
+        "after a colon, a value that starts with `@`, `%` or `*` and needs quotes, and an unclosed quote or bracket.",
+    ),
+    "HC003": Code(
+        "a spec must be a mapping",
+        "The top level of a spec is a mapping: `key: value` lines. An empty file, a list or a single word is not a\nspec.",
+    ),
+    "HC004": Code(
+        "a key is given twice",
+        "YAML forbids two equal keys in one mapping, yet most parsers keep the last one and say nothing. One of the\n"
+        "two values would be lost, so this is an error.",
+    ),
+    "HC005": Code(
+        "a key that a spec cannot have",
+        "Keys are plain words. The merge key `<<` of YAML 1.1 is not part of YAML 1.2; use `extends:` to build on\n"
+        "another file. Lists and mappings cannot be keys.",
+    ),
+    "HC006": Code(
+        "the spec unfolds too far",
+        "Anchors and aliases are allowed, but what they unfold to is limited to 20,000 values and 64 levels, so that\n"
+        "a small file cannot fill the memory.",
+    ),
+    "HC101": Code(
+        "unknown key",
+        "The schema has no such key at this place. A misspelt key would otherwise be ignored, and the run would use\n"
+        "the default in silence.",
+    ),
+    "HC102": Code("a required key is missing", "The mapping at the marked place needs this key; it has no default."),
+    "HC103": Code(
+        "a value of the wrong type",
+        "The value cannot be used for this key. Values are never converted from one type to another: `\"8\"` is a\n"
+        "string, `8` a number. Scalars follow YAML 1.2: `no` and `10:00:00` are strings, `1e-4` is a number.",
+    ),
+    "HC104": Code("a value outside the allowed set", "The key takes one of a few words. The message lists them."),
+    "HC105": Code("a number out of range", "The number is below the smallest or above the largest that makes sense here."),
+    "HC106": Code(
+        "a value that cannot be understood",
+        "The value has a form of its own (a hardware shape, a name, a time limit, a path) and does not follow it.",
+    ),
+    "HC201": Code(
+        "`extends` goes in a circle",
+        "A spec extends a file that, directly or through others, extends the spec. The chain is printed.",
+    ),
+    "HC301": Code(
+        "the mesh does not fit the hardware",
+        "`replicate` x `shard` has to equal the number of GPUs, nodes x GPUs per node. `replicate: auto` takes what\n"
+        "`shard` leaves over.",
+    ),
+    "HC302": Code(
+        "unknown GPU",
+        "The compiler knows the memory and the arithmetic of a fixed set of GPUs (`higgsc/catalog/gpus.py`). A shape\n"
+        "without a GPU type, such as `2x8`, is allowed.",
+    ),
+    "HC311": Code(
+        "the global batch does not divide",
+        "An optimizer step sees `global_batch.samples` samples. They are shared evenly by the data-parallel ranks\n"
+        "(replicate x shard) and processed in micro-batches of `micro_batch.samples`, so the product of the two has\n"
+        "to divide the global batch. Nothing is rounded.",
+    ),
+    "HC320": Code(
+        "the training has no length, or two",
+        "The length is given either in `epochs` or in `steps`. A spec that extends another one and gives the other\n"
+        "kind of length has to take the inherited one back: `epochs: null`.",
+    ),
+    "HC321": Code(
+        "the schedule does not fit the training",
+        "With the length given in steps, the warm-up has to be shorter than the training, and a checkpoint interval\n"
+        "longer than the training is never reached.",
+    ),
+    "HC322": Code(
+        "nothing is held out",
+        "Evaluation speaks and scores held-out samples, and the best checkpoint is the one with the lowest loss on\n"
+        "them. With `data.validation.fraction: 0` there are none.",
+    ),
+    "HC323": Code(
+        "a step without its predecessor",
+        "Evaluation speaks with the merged model, so `evaluate` needs `merge`.",
+    ),
+    "HC412": Code(
+        "the base model is not pinned",
+        "A hub repository can change under a running experiment; this one already did once, when its file format\n"
+        "was replaced. Put the commit into `model.revision` so that a rerun starts from the same weights.",
+        "warning",
+    ),
+    "HC501": Code(
+        "a LoRA target matches no module",
+        "Targets are dotted suffixes of module paths (`self_attn.q_proj`, `audio_mlp.*`), checked against the module\n"
+        "tree of the model family. Trainers that skip unmatched targets train less than was asked for and say\n"
+        "nothing.",
+    ),
+    "HC502": Code(
+        "a LoRA target matches a module that is not linear",
+        "LoRA adds its low-rank pair to linear layers. Embeddings and norms cannot be targets.",
+    ),
+}

@@ -1,0 +1,91 @@
+"""One spec out of several files: `extends`, deep merge, every value still knowing its file and line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
+from higgsc.compiler.position import SourceFile, Span
+from higgsc.compiler.source import Node, parse, read_source
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """A spec with everything that it extends."""
+
+    tree: Node
+    sources: tuple[SourceFile, ...]
+    """Every file that was read, the spec itself first."""
+
+
+def project_root(spec: Path) -> Path:
+    """Where relative paths of a spec start: the folder above `specs/`, or the spec's own folder.
+
+    Depends on the path alone, so that a build is the same on every machine.
+    """
+    spec = Path(os.path.abspath(spec))
+    for folder in spec.parents:
+        if folder.name == "specs":
+            return folder.parent
+    return spec.parent
+
+
+def compose(spec: Path, root: Path, sink: Sink) -> Composed | None:
+    """Read a spec and all that it extends; problems go to `sink`, and then the result is None."""
+    sources: list[SourceFile] = []
+    tree = _load(Path(os.path.abspath(spec)), root, sink, sources, chain=(), asked_at=None)
+    return None if tree is None else Composed(tree, tuple(sources))
+
+
+def _load(
+    path: Path, root: Path, sink: Sink, sources: list[SourceFile], chain: tuple[Path, ...], asked_at: Span | None
+) -> Node | None:
+    name = Path(os.path.relpath(path, root)).as_posix()
+    if path in chain and asked_at is not None:
+        names = [Path(os.path.relpath(link, root)).as_posix() for link in (*chain[chain.index(path) :], path)]
+        sink.add(Diagnostic("HC201", f"`extends` goes in a circle: {' → '.join(names)}", Label(asked_at)))
+        return None
+    source = read_source(path, name, sink, asked_at=asked_at)
+    if source is None:
+        return None
+    sources.append(source)
+    tree = parse(source, sink)
+    if tree is None:
+        return None
+    bases = [
+        _load(Path(os.path.normpath(path.parent / str(node.value))), root, sink, sources, (*chain, path), node.span)
+        for node in _bases(tree, sink)
+    ]
+    merged: Node | None = None
+    for layer in (*bases, tree):
+        if layer is None:
+            return None
+        merged = layer if merged is None else _merge(merged, layer)
+    return merged
+
+
+def _bases(tree: Node, sink: Sink) -> tuple[Node, ...]:
+    node = tree.get("extends")
+    if node is None or node.value is None:
+        return ()
+    nodes = node.value if isinstance(node.value, tuple) else (node,)
+    for entry in nodes:
+        if not isinstance(entry.value, str):
+            sink.add(Diagnostic("HC103", "`extends` takes a path or a list of paths", Label(entry.span)))
+            return ()
+    return nodes
+
+
+def _merge(below: Node, above: Node) -> Node:
+    """Mappings are merged key by key; anything else in `above` replaces what is below."""
+    if not isinstance(below.value, Mapping) or not isinstance(above.value, Mapping):
+        return above
+    entries = dict(below.value)
+    for key, node in above.value.items():
+        if key != "extends":
+            entries[key] = _merge(entries[key], node) if key in entries else node
+    entries.pop("extends", None)
+    return replace(above, value=entries)

@@ -1,0 +1,32 @@
+"""The passes, in the order in which they run. Each is one file with one function of its name.
+
+A pass takes the state and a sink, reports what it finds, and returns the state with what it derived. All passes
+run even after one of them reported an error; a pass whose ground another one found to be wrong derives nothing and
+says nothing, so that no message is the consequence of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from higgsc.compiler.diagnostics import Sink
+from higgsc.compiler.ir import Ir
+from higgsc.compiler.passes.batch import batch
+from higgsc.compiler.passes.folders import folders
+from higgsc.compiler.passes.lora_targets import lora_targets
+from higgsc.compiler.passes.pinning import pinning
+from higgsc.compiler.passes.schedule import schedule
+from higgsc.compiler.passes.steps import steps
+from higgsc.compiler.passes.topology import topology
+
+Pass = Callable[[Ir, Sink], Ir]
+
+PASSES: tuple[Pass, ...] = (
+    folders,
+    pinning,
+    topology,
+    batch,  # needs the data-parallel ranks of `topology`
+    schedule,
+    lora_targets,
+    steps,  # last: turns what the others derived into steps and job files
+)

@@ -1,0 +1,17 @@
+"""Folders of the run: where it goes when the spec does not say."""
+
+from __future__ import annotations
+
+from higgsc.compiler.diagnostics import Sink
+from higgsc.compiler.ir import Ir
+
+
+def folders(ir: Ir, sink: Sink) -> Ir:
+    """Derive `output` (default `runs/<name>`) and `data.store` (default `<output>/store`)."""
+    if ir.spec.output is None:
+        ir = ir.derive("output", f"runs/{ir.spec.name}", "runs/<name>", by="folders")
+    else:
+        ir = ir.derive("output", ir.spec.output.rstrip("/"), "as given", by="folders")
+    if ir.spec.data.store is None:
+        return ir.derive("data.store", f"{ir.text('output')}/store", "<output>/store", by="folders")
+    return ir.derive("data.store", ir.spec.data.store.rstrip("/"), "as given", by="folders")

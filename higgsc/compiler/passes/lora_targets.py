@@ -1,0 +1,97 @@
+"""LoRA targets against the module tree: every target has to match linear modules of the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from higgsc.compiler.diagnostics import Diagnostic, Sink, did_you_mean
+from higgsc.compiler.ir import Ir
+
+_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_TEXT_FFN = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_AUDIO_FFN = ("audio_mlp.gate_proj", "audio_mlp.up_proj", "audio_mlp.down_proj")
+
+PRESETS: dict[str, tuple[str, ...]] = {
+    "comprehensive": (*_ATTENTION, *_TEXT_FFN, *_AUDIO_FFN),
+    "audio_focused": (*_AUDIO_FFN, "self_attn.q_proj", "self_attn.v_proj"),
+    "attention_only": _ATTENTION,
+}
+HEADS = {"audio": "audio_lm_head", "text": "text_lm_head"}
+
+FOREIGN = {
+    "audio_head.projector.linear": "`audio_lm_head`? add it with `lora.heads: [audio]`",
+    "audio_decoder_proj.audio_lm_head": "`audio_lm_head`? add it with `lora.heads: [audio]`",
+    "audio_decoder_proj.text_lm_head": "`text_lm_head`? add it with `lora.heads: [text]`",
+    "lm_head": "`text_lm_head`? add it with `lora.heads: [text]`",
+    "audio_encoder_proj.linear": "leaving it out? the released model has no audio encoder",
+}
+"""Names from other code bases, and what they are called here."""
+
+
+def lora_targets(ir: Ir, sink: Sink) -> Ir:
+    """Derive `lora.modules`, `lora.module_count` and `lora.trainable_parameters` from the targets."""
+    lora = ir.spec.lora
+    linear = ir.shape.linear_modules()
+    patterns = PRESETS[lora.targets] if isinstance(lora.targets, str) else lora.targets
+    matches = {pattern: matching(pattern, linear) for pattern in patterns}
+    unmatched = [pattern for pattern in patterns if not matches[pattern]]
+    for index, pattern in enumerate(patterns):
+        if not matches[pattern]:
+            _report(ir, sink, index, pattern, matches, len(unmatched))
+    heads = [HEADS[head] for head in lora.heads]
+    modules = {name for names in matches.values() for name in names} | set(heads)
+    parameters = sum(lora.rank * (linear[name][0] + linear[name][1]) for name in modules)
+    targets = tuple(dict.fromkeys([name for p in patterns for name in _as_suffixes(p, matches[p])] + heads))
+    origin = f"preset `{lora.targets}`" if isinstance(lora.targets, str) else f"{len(patterns)} targets"
+    ir = ir.derive("lora.modules", targets, f"{origin}, {len(heads)} heads", by="lora_targets")
+    ir = ir.derive("lora.module_count", len(modules), f"of {len(linear)} linear modules", by="lora_targets")
+    formula = f"rank {lora.rank} x (in + out), summed over {len(modules)} modules"
+    return ir.derive("lora.trainable_parameters", parameters, formula, by="lora_targets")
+
+
+def matching(pattern: str, modules: Iterable[str]) -> list[str]:
+    """The module paths that end in `pattern` at a dot; `*` stands for any characters but a dot."""
+    expression = re.compile(r"(.*\.)?" + "[^.]*".join(re.escape(part) for part in pattern.split("*")))
+    return [name for name in modules if expression.fullmatch(name)]
+
+
+def _as_suffixes(pattern: str, matched: list[str]) -> list[str]:
+    """What PEFT's `target_modules` understands: the pattern itself, or what its `*` stands for."""
+    if "*" not in pattern:
+        return [pattern]
+    depth = pattern.count(".") + 1
+    return list(dict.fromkeys(".".join(name.split(".")[-depth:]) for name in matched))
+
+
+def _report(ir: Ir, sink: Sink, index: int, pattern: str, matches: dict[str, list[str]], unmatched: int) -> None:
+    linear = ir.shape.linear_modules()
+    label = ir.label(f"lora.targets.{index}", f"0 of {len(linear)} linear modules")
+    others = [
+        name.removesuffix(".weight") for name in ir.shape.parameters() if name.removesuffix(".weight") not in linear
+    ]
+    if found := matching(pattern, others):
+        sink.add(
+            Diagnostic(
+                "HC502",
+                f"LoRA target `{pattern}` matches `{found[0]}`, which is not a linear module",
+                label,
+                help="LoRA goes on linear modules; leave this target out",
+            )
+        )
+        return
+    matched = sum(len(names) for names in matches.values())
+    rest = len(matches) - unmatched
+    others_match = "the other target matches" if rest == 1 else f"the other {rest} targets match"
+    notes = (f"{others_match} {matched} modules ({ir.shape.layers} layers)",)
+    last_words = {".".join(name.split(".")[-2:]) for name in linear} | {name.split(".")[-1] for name in linear}
+    help = f"did you mean {FOREIGN[pattern]}" if pattern in FOREIGN else did_you_mean(pattern, sorted(last_words))
+    sink.add(
+        Diagnostic(
+            "HC501",
+            f"LoRA target `{pattern}` matches no module of {ir.spec.model.family}",
+            label,
+            notes=notes if rest else (),
+            help=help,
+        )
+    )

@@ -1,0 +1,140 @@
+"""From derived values to steps: prepare → train → merge → evaluate, each with its job file."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import replace
+from typing import Any
+
+from higgsc import __version__
+from higgsc.compiler.diagnostics import Sink
+from higgsc.compiler.ir import Ir
+from higgsc.compiler.plan import Resources, Step
+from higgsc.contract import jobs
+
+
+def steps(ir: Ir, sink: Sink) -> Ir:
+    """Build the steps. `merge` needs `train`, `evaluate` needs `merge`; both can be switched off."""
+    if sink.error_count:
+        return ir  # there is nothing sound to build steps from
+    made = [_prepare(ir), _train(ir)]
+    if ir.spec.merge is not None:
+        made.append(_merge(ir))
+        if ir.spec.evaluate is not None:
+            made.append(_evaluate(ir))
+    return replace(ir, steps=tuple(made))
+
+
+def _prepare(ir: Ir) -> Step:
+    data = ir.spec.data
+    job = jobs.PrepareJob(
+        **_common(ir),
+        sources=tuple(jobs.DataSource(path=source.path, format=source.format) for source in data.train),
+        validation_fraction=data.validation.fraction,
+        limits=jobs.DataLimits(**data.limits.model_dump()),
+        store=ir.text("data.store"),
+    )
+    return _step(ir, job, "read the speech data, encode every recording once", needs=(), whole_machine=False)
+
+
+def _train(ir: Ir) -> Step:
+    spec = ir.spec
+    training = spec.training
+    modules = ir.derived["lora.modules"].value
+    assert isinstance(modules, tuple)
+    job = jobs.TrainJob(
+        **_common(ir),
+        store=ir.text("data.store"),
+        precision=spec.precision,
+        mesh=jobs.MeshJob(replicate=ir.integer("parallelism.replicate"), shard=spec.parallelism.shard),
+        batch=jobs.BatchJob(
+            global_samples=training.global_batch.samples,
+            micro_samples=training.micro_batch.samples,
+            accumulation=ir.integer("training.accumulation"),
+        ),
+        lora=jobs.LoraJob(
+            rank=spec.lora.rank,
+            alpha=spec.lora.alpha,
+            dropout=spec.lora.dropout,
+            targets=modules,
+            module_count=ir.integer("lora.module_count"),
+            trainable_parameters=ir.integer("lora.trainable_parameters"),
+        ),
+        optimizer=jobs.OptimizerJob(
+            learning_rate=training.learning_rate,
+            warmup_steps=training.warmup_steps,
+            decay=training.decay,
+            weight_decay=training.weight_decay,
+            max_grad_norm=training.max_grad_norm,
+            epochs=training.epochs,
+            steps=training.steps,
+        ),
+        loss=jobs.LossJob(text=spec.loss.text, audio=spec.loss.audio),
+        checkpoint=jobs.CheckpointJob(every_steps=spec.checkpoint.every_steps, keep_last=spec.checkpoint.keep_last),
+        checkpoints=f"{ir.text('output')}/checkpoints",
+        log_every_steps=training.log_every_steps,
+    )
+    return _step(ir, job, "train the LoRA adapter", needs=("prepare",), whole_machine=True)
+
+
+def _merge(ir: Ir) -> Step:
+    assert ir.spec.merge is not None
+    job = jobs.MergeJob(
+        **_common(ir),
+        checkpoints=f"{ir.text('output')}/checkpoints",
+        select=ir.spec.merge.select,
+        dtype=ir.spec.merge.dtype,
+        merged=f"{ir.text('output')}/merged",
+    )
+    return _step(ir, job, "fold the adapter into the base", needs=("train",), whole_machine=False)
+
+
+def _evaluate(ir: Ir) -> Step:
+    assert ir.spec.evaluate is not None
+    job = jobs.EvaluateJob(
+        **_common(ir),
+        store=ir.text("data.store"),
+        merged=f"{ir.text('output')}/merged",
+        samples=ir.spec.evaluate.samples,
+        temperature=ir.spec.evaluate.temperature,
+        evaluation=f"{ir.text('output')}/evaluation",
+    )
+    return _step(ir, job, "score and speak held-out prompts", needs=("merge",), whole_machine=False)
+
+
+def _common(ir: Ir) -> dict[str, Any]:
+    model = ir.spec.model
+    return {
+        "higgsc": __version__,
+        "name": ir.spec.name,
+        "root": posixpath.relpath(".", f"{ir.build}/jobs"),
+        "run": ir.text("output"),
+        "seed": ir.spec.seed,
+        "device": ir.spec.hardware.device,
+        "model": jobs.ModelRef(
+            base=model.base,
+            revision=model.revision,
+            audio_tokenizer=model.audio_tokenizer,
+            audio_tokenizer_revision=model.audio_tokenizer_revision,
+        ),
+    }
+
+
+def _step(ir: Ir, job: Any, title: str, *, needs: tuple[str, ...], whole_machine: bool) -> Step:
+    hardware = ir.spec.hardware
+    processes = hardware.gpus_per_node if whole_machine else 1
+    job_path = f"{ir.build}/jobs/{job.step}.json"
+    return Step(
+        name=job.step,
+        title=title,
+        argv=("python", "-m", "higgsc", "run-step", job_path),
+        needs=needs,
+        resources=Resources(
+            nodes=hardware.nodes if whole_machine else 1,
+            processes_per_node=processes,
+            gpus_per_node=processes if hardware.device == "cuda" else 0,
+            gpu=hardware.gpu if hardware.device == "cuda" else None,
+        ),
+        job=job,
+        job_path=job_path,
+    )

@@ -1,0 +1,257 @@
+"""YAML text to a tree that remembers where every key and value stands.
+
+Scalars follow the YAML 1.2 core schema, not YAML 1.1: `1e-4` is a number, `10:00:00` and `no` are strings, and a
+key given twice is an error. PyYAML's C parser only supplies the node graph (`yaml.compose`); its own resolver is
+never used. Positions are counted in code points.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
+from higgsc.compiler.position import SourceFile, Span
+
+MAX_BYTES = 1 << 20
+"""Largest spec that is read; specs are written by hand."""
+MAX_DEPTH = 64
+MAX_NODES = 20_000
+
+_NULL = re.compile(r"~|null|Null|NULL|")
+_TRUE = re.compile(r"true|True|TRUE")
+_FALSE = re.compile(r"false|False|FALSE")
+_INT = re.compile(r"[-+]?[0-9]+")
+_OCTAL = re.compile(r"0o[0-7]+")
+_HEX = re.compile(r"0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_INFINITY = re.compile(r"([-+]?)\.(inf|Inf|INF)")
+_NAN = re.compile(r"\.(nan|NaN|NAN)")
+
+Scalar = str | int | float | bool | None
+Path_ = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A value of the spec: a scalar, or a mapping or sequence of nodes.
+
+    `span` is the value's place; `key_span` that of the key it belongs to, if it has one. Nodes of different files
+    may hang in one tree once files have been composed.
+    """
+
+    value: Scalar | Mapping[str, Node] | tuple[Node, ...]
+    span: Span
+    key_span: Span | None = None
+
+    @property
+    def place(self) -> Span:
+        """The key if there is one, else the value: where to point when the entry as a whole is meant."""
+        return self.key_span or self.span
+
+    def plain(self) -> Any:
+        """The value without positions (mappings as dict, sequences as tuple)."""
+        if isinstance(self.value, Mapping):
+            return {key: child.plain() for key, child in self.value.items()}
+        if isinstance(self.value, tuple):
+            return tuple(child.plain() for child in self.value)
+        return self.value
+
+    def get(self, key: str | int) -> Node | None:
+        """A child by key or index."""
+        if isinstance(self.value, Mapping) and isinstance(key, str):
+            return self.value.get(key)
+        if isinstance(self.value, tuple) and isinstance(key, int) and 0 <= key < len(self.value):
+            return self.value[key]
+        return None
+
+    def find(self, path: Path_) -> tuple[Node, Path_]:
+        """The deepest node along `path`, and the part of `path` that was not found."""
+        node = self
+        for depth, key in enumerate(path):
+            child = node.get(key)
+            if child is None:
+                return node, path[depth:]
+            node = child
+        return node, ()
+
+    def at(self, path: str) -> Node | None:
+        """The node at a dotted path such as `lora.rank`, or None."""
+        node, rest = self.find(tuple(path.split(".")))
+        return None if rest else node
+
+    def walk(self, prefix: Path_ = ()) -> Iterator[tuple[Path_, Node]]:
+        """Every node below this one with its path, this one first."""
+        yield prefix, self
+        if isinstance(self.value, Mapping):
+            for key, child in self.value.items():
+                yield from child.walk((*prefix, key))
+        elif isinstance(self.value, tuple):
+            for index, child in enumerate(self.value):
+                yield from child.walk((*prefix, index))
+
+
+def read_source(path: Path, name: str, sink: Sink, *, asked_at: Span | None = None) -> SourceFile | None:
+    """Read a spec file.
+
+    Args:
+        path: The file.
+        name: How it is called in messages and artifacts.
+        sink: Takes the diagnostic when it cannot be read (then the result is None).
+        asked_at: Where another spec names the file, if one does.
+    """
+
+    def refuse(reason: str, help: str | None = None) -> None:
+        label = Label(asked_at) if asked_at else Label(Span(SourceFile(path, name, ""), 0, 0))
+        sink.add(Diagnostic("HC001", f"cannot read `{name}`: {reason}", label, help=help))
+
+    try:
+        if not path.exists():
+            return refuse("no such file")
+        if not path.is_file():
+            return refuse("it is a directory" if path.is_dir() else "it is not a regular file")
+        if path.stat().st_size > MAX_BYTES:
+            return refuse(f"it has {path.stat().st_size:,} bytes; a spec may have {MAX_BYTES:,}")
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        return refuse(f"byte {error.start} is not UTF-8", help="save the file as UTF-8")
+    except OSError as error:
+        return refuse(str(error.strerror).lower())
+    return SourceFile(path, name, text.removeprefix("\ufeff"))
+
+
+def parse(source: SourceFile, sink: Sink) -> Node | None:
+    """Turn the text of a spec into its tree; problems go to `sink`, and then the result is None."""
+    try:
+        documents = list(yaml.compose_all(source.text, Loader=yaml.CSafeLoader))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        start = source.offset(mark.line, mark.column) if mark else 0
+        problem = str(error.problem or error.context or error).replace("\n", " ")
+        sink.add(
+            Diagnostic("HC002", f"not valid YAML: {problem}", Label(Span(source, start, start)), help=_yaml_help(source, start))
+        )
+        return None
+    except yaml.reader.ReaderError as error:
+        # libyaml counts bytes here.
+        position = len(source.text.encode("utf-8")[: error.position].decode("utf-8", "ignore"))
+        sink.add(Diagnostic("HC002", f"not valid YAML: {error.reason}", Label(Span(source, position, position))))
+        return None
+    if len(documents) > 1:
+        start = documents[1].start_mark
+        at = source.offset(start.line, start.column)
+        sink.add(Diagnostic("HC002", "more than one YAML document in a spec", Label(Span(source, at, at))))
+        return None
+    root = documents[0] if documents else None
+    if not isinstance(root, yaml.MappingNode):
+        found = "the file is empty" if root is None else f"found a {_kind(root)}"
+        sink.add(
+            Diagnostic(
+                "HC003",
+                f"a spec is a mapping of keys to values; {found}",
+                Label(Span(source, 0, 0) if root is None else _span(source, root)),
+                help="start with `apiVersion: higgsc/v1`",
+            )
+        )
+        return None
+    before = sink.error_count
+    tree = _Builder(source, sink).build(root, None, 0)
+    return None if sink.error_count > before else tree
+
+
+class _Builder:
+    """Turns PyYAML's node graph into `Node`s, within a budget that stops alias bombs."""
+
+    def __init__(self, source: SourceFile, sink: Sink) -> None:
+        self.source = source
+        self.sink = sink
+        self.nodes = 0
+
+    def build(self, node: yaml.Node, key_span: Span | None, depth: int) -> Node:
+        span = _span(self.source, node)
+        self.nodes += 1
+        if depth > MAX_DEPTH or self.nodes > MAX_NODES:
+            if self.nodes <= MAX_NODES + 1:
+                limit = f"{MAX_DEPTH} levels" if depth > MAX_DEPTH else f"{MAX_NODES:,} values"
+                self.sink.add(Diagnostic("HC006", f"the spec unfolds to more than {limit}", Label(span)))
+                self.nodes = MAX_NODES + 2
+            return Node(None, span, key_span)
+        if isinstance(node, yaml.MappingNode):
+            return Node(self._mapping(node, depth), span, key_span)
+        if isinstance(node, yaml.SequenceNode):
+            return Node(tuple(self.build(child, None, depth + 1) for child in node.value), span, key_span)
+        return Node(self._scalar(node, span), span, key_span)
+
+    def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Node]:
+        entries: dict[str, Node] = {}
+        for key_node, value_node in node.value:
+            key_span = _span(self.source, key_node)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.sink.add(Diagnostic("HC005", f"a key must be a word, not a {_kind(key_node)}", Label(key_span)))
+                continue
+            key = str(key_node.value)
+            if key == "<<":
+                self.sink.add(
+                    Diagnostic("HC005", "merge key `<<` is not part of YAML 1.2", Label(key_span), help="use `extends:`")
+                )
+                continue
+            if key in entries:
+                first = entries[key].key_span
+                self.sink.add(
+                    Diagnostic(
+                        "HC004",
+                        f"key `{key}` is given twice",
+                        Label(key_span, "again here"),
+                        secondary=(Label(first, "first here"),) if first else (),
+                        help="keep one of the two",
+                    )
+                )
+                continue
+            entries[key] = self.build(value_node, key_span, depth + 1)
+        return entries
+
+    def _scalar(self, node: yaml.ScalarNode, span: Span) -> Scalar:
+        text = str(node.value)
+        if node.style in ("'", '"', "|", ">"):
+            return text
+        if _NULL.fullmatch(text):
+            return None
+        if _TRUE.fullmatch(text):
+            return True
+        if _FALSE.fullmatch(text):
+            return False
+        if _OCTAL.fullmatch(text) or _HEX.fullmatch(text):
+            return int(text, 0)
+        if _INT.fullmatch(text) and len(text) <= 32:
+            return int(text)
+        if _FLOAT.fullmatch(text):
+            return float(text)
+        if match := _INFINITY.fullmatch(text):
+            return float(match[1] + "inf")
+        if _NAN.fullmatch(text):
+            return float("nan")
+        return text
+
+
+def _span(source: SourceFile, node: yaml.Node) -> Span:
+    start = source.offset(node.start_mark.line, node.start_mark.column)
+    end = source.offset(node.end_mark.line, node.end_mark.column)
+    # A block mapping or sequence ends where the next token starts; point at its own last line instead.
+    end = start + len(source.text[start:end].rstrip())
+    return Span(source, start, max(start, end))
+
+
+def _kind(node: yaml.Node) -> str:
+    return {"mapping": "mapping", "sequence": "list", "scalar": "single value"}[node.id]
+
+
+def _yaml_help(source: SourceFile, offset: int) -> str | None:
+    line = source.line_text(source.line_of(offset))
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        return "indent with spaces, not tabs"
+    return None

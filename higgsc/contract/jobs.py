@@ -1,0 +1,212 @@
+"""Job files: what `higgsc build` writes and `higgsc run-step` reads.
+
+Every path inside a job file is relative to the project root, and `JobBase.root` says where that is as seen from
+the job file itself. A job file therefore holds no absolute path, is the same bytes on every machine, and runs
+the same from any folder.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from higgsc.contract.outcome import ExitCode, StepError
+
+JOB_SCHEMA = "higgsc.job/v1"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelRef(_Frozen):
+    """The frozen weights that a run starts from."""
+
+    base: str
+    """Hub id, local folder, or `builtin:tiny`."""
+    revision: str | None
+    audio_tokenizer: str
+    audio_tokenizer_revision: str | None
+
+
+class DataSource(_Frozen):
+    path: str
+    format: str
+
+
+class DataLimits(_Frozen):
+    min_seconds: float
+    max_seconds: float
+    max_bad_fraction: float
+
+
+class LoraJob(_Frozen):
+    """LoRA as resolved by the compiler; the trainer refuses to start when the model disagrees."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+    """Module paths or dotted suffixes of them, as PEFT's `target_modules`."""
+    module_count: int
+    """Linear modules that `targets` match, predicted from the catalog."""
+    trainable_parameters: int
+    """Sum over those modules of rank x (in_features + out_features)."""
+
+
+class MeshJob(_Frozen):
+    """Sizes of the device mesh; their product is the number of processes."""
+
+    replicate: int
+    shard: int
+
+
+class BatchJob(_Frozen):
+    global_samples: int
+    micro_samples: int
+    accumulation: int
+
+
+class OptimizerJob(_Frozen):
+    learning_rate: float
+    warmup_steps: int
+    decay: Literal["constant", "linear", "cosine"]
+    weight_decay: float
+    max_grad_norm: float
+    epochs: float | None
+    """Length of the training, if given in epochs; exactly one of `epochs` and `steps` is set."""
+    steps: int | None
+
+
+class LossJob(_Frozen):
+    text: float
+    audio: float
+
+
+class CheckpointJob(_Frozen):
+    every_steps: int
+    keep_last: int
+
+
+class JobBase(_Frozen):
+    job_schema: Literal["higgsc.job/v1"] = JOB_SCHEMA
+    higgsc: str
+    """Version of the compiler that wrote the file."""
+    name: str
+    """Name of the plan, as in the spec."""
+    root: str
+    """The project root, relative to the folder of this file."""
+    run: str
+    """The run's folder (receipts, logs, checkpoints), relative to the project root."""
+    seed: int
+    device: Literal["cpu", "cuda"]
+    model: ModelRef
+
+
+class PrepareJob(JobBase):
+    """Read speech data, encode each recording once, write the store of codes."""
+
+    step: Literal["prepare"] = "prepare"
+    sources: tuple[DataSource, ...]
+    validation_fraction: float
+    limits: DataLimits
+    store: str
+
+
+class TrainJob(JobBase):
+    """Train a LoRA adapter on the store; write checkpoints in PEFT format."""
+
+    step: Literal["train"] = "train"
+    store: str
+    precision: Literal["bf16", "fp32"]
+    mesh: MeshJob
+    batch: BatchJob
+    lora: LoraJob
+    optimizer: OptimizerJob
+    loss: LossJob
+    checkpoint: CheckpointJob
+    checkpoints: str
+    """Folder of the checkpoints, relative to the project root."""
+    log_every_steps: int
+
+
+class MergeJob(JobBase):
+    """Fold the selected checkpoint's adapter into the base; write a model for plain transformers."""
+
+    step: Literal["merge"] = "merge"
+    checkpoints: str
+    select: Literal["best", "last"]
+    dtype: Literal["bf16", "fp32"]
+    merged: str
+
+
+class EvaluateJob(JobBase):
+    """Speak held-out prompts with the merged model; compare its validation loss with the base's."""
+
+    step: Literal["evaluate"] = "evaluate"
+    store: str
+    merged: str
+    samples: int
+    temperature: float
+    evaluation: str
+
+
+Job = Annotated[PrepareJob | TrainJob | MergeJob | EvaluateJob, Field(discriminator="step")]
+
+
+def load_job(path: Path) -> PrepareJob | TrainJob | MergeJob | EvaluateJob:
+    """Read a job file.
+
+    Raises:
+        StepError: The file is missing (66), or is not a job file of this version (65).
+    """
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise StepError(
+            f"cannot read the job file: {error.strerror}", code=ExitCode.MISSING_INPUT, path=path
+        ) from error
+    try:
+        job: PrepareJob | TrainJob | MergeJob | EvaluateJob = TypeAdapter(Job).validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise StepError(
+            f"not a job file of schema {JOB_SCHEMA}: {where}: {first['msg']}",
+            path=path,
+            help="job files are written by `higgsc build`; build the spec again",
+        ) from error
+    return job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepContext:
+    """Where a step runs: its job file, the project root, and which process of how many this one is."""
+
+    job_path: Path
+    root: Path
+    rank: int
+    world_size: int
+
+    @classmethod
+    def of(cls, job_path: Path, job: JobBase) -> StepContext:
+        """Locate the project root; rank and world size come from torchrun's environment."""
+        return cls(
+            job_path=job_path,
+            root=(job_path.resolve().parent / job.root).resolve(),
+            rank=int(os.environ.get("RANK", "0")),
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        )
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes and reports."""
+        return self.rank == 0
+
+    def path(self, relative: str) -> Path:
+        """A path of the job file as an absolute one."""
+        return self.root / relative

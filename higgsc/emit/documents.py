@@ -1,0 +1,143 @@
+"""Files for readers: job files for the steps, `plan.json` for programs, `resolved.yaml` and `report.md` for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from higgsc.compiler.ir import Ir
+from higgsc.emit.build import Build
+
+PLAN_SCHEMA = "higgsc.plan/v1"
+
+Place = tuple[str | int, ...]
+"""The path of a value in the spec: keys and indices."""
+
+
+def job_files(build: Build) -> dict[str, str]:
+    """`jobs/<step>.json`: what `higgsc run-step` reads."""
+    return {f"jobs/{step.name}.json": step.job.model_dump_json(indent=2) + "\n" for step in build.plan.steps}
+
+
+def plan_file(build: Build) -> dict[str, str]:
+    """`plan.json`: the steps, their commands, resources and order."""
+    plan = build.plan
+    steps = []
+    for step in plan.steps:
+        row = asdict(step)
+        del row["job"]
+        steps.append(row)
+    document = {
+        "schema": PLAN_SCHEMA,
+        "name": plan.name,
+        "compiler": plan.compiler,
+        "spec": plan.spec,
+        "root": build.root_from("."),
+        "run": plan.run,
+        "hardware": plan.hardware,
+        "secrets": plan.secrets,
+        "site": asdict(plan.site),
+        "steps": steps,
+    }
+    return {"plan.json": json.dumps(document, indent=2, ensure_ascii=False) + "\n"}
+
+
+def resolved(build: Build) -> dict[str, str]:
+    """`resolved.yaml`: every value of the spec, each with a comment that says where it came from."""
+    ir = build.ir
+    values = ir.spec.model_dump(exclude={"extends"})
+    for path, derived in ir.derived.items():
+        _put(values, path.split("."), derived.value)
+    lines = [(text, "" if path is None else origin(ir, path)) for text, path in _yaml(values, ())]
+    width = min(56, max(len(text) for text, _ in lines))
+    body = "\n".join(f"{text.ljust(width)}  # {why}" if why else text for text, why in lines)
+    head = f"# {build.plan.spec} with every value filled in, by higgsc {build.plan.compiler}.\n"
+    return {"resolved.yaml": f"{head}{body}\n"}
+
+
+def origin(ir: Ir, path: Place) -> str:
+    """Where a value came from: a place in a spec, `derived: …`, or `default`."""
+    dotted = ".".join(str(part) for part in path)
+    node, rest = ir.tree.find(path)
+    parent = ".".join(str(part) for part in path[:-1])
+    if derived := ir.derived.get(dotted) or ir.derived.get(parent):
+        if not rest and node.plain() == derived.value:
+            return str(node.span)
+        return f"derived: {derived.formula} ({derived.by})"
+    # A short form such as `8xH200` stands for several values: they all come from its place.
+    if not rest or (len(rest) < len(path) and not isinstance(node.value, Mapping | tuple)):
+        return str(node.span)
+    return "default"
+
+
+def report(build: Build) -> dict[str, str]:
+    """`report.md`: what will happen, in words and numbers."""
+    plan, ir = build.plan, build.ir
+    spec = ir.spec
+    trainable, total = ir.integer("lora.trainable_parameters"), ir.shape.parameter_count()
+    length = f"{spec.training.epochs:g} epochs" if spec.training.epochs is not None else f"{spec.training.steps} steps"
+    lines = [
+        f"# {plan.name}",
+        "",
+        f"`{plan.spec}` compiled by higgsc {plan.compiler}. Change the spec and build again; this file is overwritten.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| base | `{spec.model.base}`{f' at `{spec.model.revision}`' if spec.model.revision else ''} |",
+        f"| hardware | {plan.hardware} |",
+        f"| mesh | replicate {ir.integer('parallelism.replicate')} × shard {spec.parallelism.shard} |",
+        f"| precision | {spec.precision} base, fp32 adapter |",
+        f"| LoRA | rank {spec.lora.rank}, alpha {spec.lora.alpha:g}, on {ir.integer('lora.module_count')} modules |",
+        f"| trainable | {trainable:,} of {total:,} parameters ({trainable / total:.2%}) |",
+        f"| global batch | {spec.training.global_batch.samples} samples = "
+        f"{ir.integer('parallelism.replicate') * spec.parallelism.shard} ranks × "
+        f"{spec.training.micro_batch.samples} × {ir.integer('training.accumulation')} accumulated |",
+        f"| length | {length} |",
+        f"| run folder | `{plan.run}` |",
+        "",
+        "## Steps",
+        "",
+        "| step | what it does | needs | resources | job file |",
+        "|---|---|---|---|---|",
+    ]
+    for step in plan.steps:
+        need = ", ".join(step.needs) or "–"
+        resources = step.resources
+        unit = "GPU" if resources.gpus_per_node else "process"
+        count = f"{resources.nodes} node × {resources.processes_per_node} {unit}"
+        lines.append(f"| {step.name} | {step.title} | {need} | {count} | `{step.job_path}` |")
+    lines += ["", "Run it here with `higgsc run`, or submit `slurm/submit.sh`.", ""]
+    return {"report.md": "\n".join(lines)}
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        values = values.setdefault(part, {})
+    values[path[-1]] = value
+
+
+def _yaml(value: Any, path: Place) -> Iterator[tuple[str, Place | None]]:
+    """Lines of block-style YAML; those that show a value come with its path."""
+    for key, child in value.items() if isinstance(value, Mapping) else enumerate(value):
+        mark = f"{key}:" if isinstance(value, Mapping) else "-"
+        place = (*path, key)
+        if not isinstance(child, Mapping | tuple) or not child:
+            yield f"{mark} {_scalar(child)}", place
+            continue
+        nested = list(_yaml(child, place))
+        if mark == "-":  # the first line of an entry stands on the dash
+            yield f"- {nested[0][0]}", nested[0][1]
+            nested = nested[1:]
+        else:
+            yield mark, None
+        for text, inner in nested:
+            yield f"  {text}", inner
+
+
+def _scalar(value: Any) -> str:
+    """A scalar as YAML 1.2 that reads back as the same value (JSON is a subset of YAML 1.2)."""
+    if isinstance(value, Mapping | tuple):
+        return "{}" if isinstance(value, Mapping) else "[]"
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""A built directory to running jobs, one launcher a target."""

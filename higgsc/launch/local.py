@@ -1,0 +1,178 @@
+"""Carry a plan out on this machine: the emitted `torchrun/run.sh`, one step at a time.
+
+A step is skipped while its receipt holds: same job file, same inputs, outputs still there, and no step before it
+ran again. What a step prints goes to `<run>/logs/<step>.log`; its progress is read from the heartbeat.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.contract.receipts import read_receipt, why_stale
+from higgsc.launch.built import BuiltPlan, BuiltStep, load_plan
+from higgsc.launch.journal import Journal, JournalStep, now
+from higgsc.launch.watch import Watcher
+
+SECONDS_TO_STOP = 30.0
+"""How long an interrupted step may take to end by itself."""
+
+
+def run_plan(build: Path, *, first: str | None = None) -> Iterator[str]:
+    """Run what has to be run, in order.
+
+    Args:
+        build: The folder of a build.
+        first: A step to repeat with all that follow it, finished or not.
+
+    Yields:
+        One line for each step that is done, then where its outputs are.
+
+    Raises:
+        StepError: A step failed (its own exit code), was interrupted (75), or cannot run here.
+    """
+    plan = load_plan(build)
+    root = (build / plan.root).resolve()
+    run = root / plan.run
+    names = [step.name for step in plan.steps]
+    if first is not None and first not in names:
+        raise StepError(f"no step `{first}`; the steps are {', '.join(names)}", code=ExitCode.USAGE)
+    _refuse_what_needs_a_cluster(plan)
+    run.mkdir(parents=True, exist_ok=True)
+    with _only_runner(run):
+        journal = Journal(
+            plan=plan.name,
+            build=os.path.relpath(build, root),
+            scheduler="local",
+            steps={name: JournalStep() for name in names},
+        )
+        ran: set[str] = set()
+        for step in plan.steps:
+            reason = _reason_to_run(step, run, root, ran, forced=first is not None and step.name == first)
+            if reason is None:
+                journal.record(run, step.name, state="skipped", reason="done before, nothing changed")
+                yield f"  {step.name:<9} done before   {_summary(run, step.name)}"
+                continue
+            _run_step(step, build, root, run, journal, reason)
+            ran.add(step.name)
+            yield f"  {step.name:<9} {_seconds(run, step.name):>7.1f} s     {_summary(run, step.name)}"
+    for step in plan.steps:
+        receipt = read_receipt(run, step.name)
+        for output in receipt.outputs if receipt else ():
+            yield f"  {step.name} → {os.path.relpath(root / output)}"
+
+
+def _reason_to_run(step: BuiltStep, run: Path, root: Path, ran: set[str], *, forced: bool) -> str | None:
+    if forced:
+        return "asked for with --from"
+    for need in step.needs:
+        if need in ran:
+            return f"{need} ran again"
+    return why_stale(read_receipt(run, step.name), job_path=root / step.job_path, root=root)
+
+
+def _run_step(step: BuiltStep, build: Path, root: Path, run: Path, journal: Journal, reason: str) -> None:
+    log = run / "logs" / f"{step.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    (run / "heartbeat.json").unlink(missing_ok=True)
+    shown = os.path.relpath(log, root)
+    journal.record(run, step.name, state="running", reason=reason, started=now(), log=shown)
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            ["bash", str(build.resolve() / "torchrun" / "run.sh"), step.name],
+            cwd=root,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
+            start_new_session=True,
+        )
+        try:
+            with _terminate_as_interrupt(), Watcher(step.name, step.title, run) as watcher:
+                code = watcher.wait(process)
+        except KeyboardInterrupt:
+            code = _stop(process)
+            journal.record(run, step.name, state="interrupted", ended=now(), exit_code=code)
+            raise StepError(
+                f"{step.name} was interrupted", code=ExitCode.INTERRUPTED, help="`higgsc run` again takes it up"
+            ) from None
+    if code != 0:
+        journal.record(run, step.name, state="failed", ended=now(), exit_code=code)
+        tail = log.read_text("utf-8", errors="replace").rstrip().splitlines()[-20:]
+        known = ExitCode(code) if code in ExitCode else ExitCode.INTERNAL
+        raise StepError(
+            f"{step.name} failed with exit code {code}; the end of its log:\n" + "\n".join(f"    {t}" for t in tail),
+            code=known,
+            path=os.path.relpath(log),
+        )
+    if read_receipt(run, step.name) is None:
+        raise StepError(f"{step.name} ended without a receipt", code=ExitCode.INTERNAL, path=os.path.relpath(log))
+    journal.record(run, step.name, state="done", ended=now(), exit_code=0)
+
+
+def _environment() -> dict[str, str]:
+    """This environment, with `python` being the one that runs this program."""
+    folder = str(Path(sys.executable).parent)
+    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+
+
+def _stop(process: subprocess.Popen[bytes]) -> int:
+    """Ask the step's whole process group to end, then insist."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        return process.wait(SECONDS_TO_STOP)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.wait()
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C, so that the step is stopped and the journal says so."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def _only_runner(run: Path) -> Iterator[None]:
+    """Hold the run's lock: two runners in one folder would overwrite each other's checkpoints."""
+    with (run / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StepError("another `higgsc run` is working in this folder", code=ExitCode.IO, path=run) from error
+        yield
+
+
+def _refuse_what_needs_a_cluster(plan: BuiltPlan) -> None:
+    for step in plan.steps:
+        if step.resources.nodes > 1:
+            raise StepError(
+                f"step {step.name} of {plan.name} needs {step.resources.nodes} nodes ({plan.hardware}); this is one",
+                code=ExitCode.USAGE,
+                help=f"submit slurm/submit.sh of the build, or change `hardware` in {plan.spec}",
+            )
+
+
+def _summary(run: Path, step: str) -> str:
+    receipt = read_receipt(run, step)
+    return receipt.summary if receipt else ""
+
+
+def _seconds(run: Path, step: str) -> float:
+    receipt = read_receipt(run, step)
+    return receipt.seconds if receipt else 0.0

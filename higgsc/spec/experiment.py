@@ -1,0 +1,57 @@
+"""The spec as a whole."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from higgsc.spec.base import EnvironmentName, FilePath, Name, SpecModel
+from higgsc.spec.data import Data
+from higgsc.spec.hardware import Hardware, Parallelism, Site
+from higgsc.spec.training import Checkpoint, Evaluate, Lora, Loss, Merge, Training
+
+
+class Model(SpecModel):
+    """The frozen weights that the adapter is trained on."""
+
+    family: Literal["higgs-audio-v2"]
+    base: FilePath = "bosonai/higgs-audio-v2-generation-3B-base"
+    """Hub id, local folder, or `builtin:tiny` (random weights, for trying things out)."""
+    revision: str | None = None
+    """Commit of the hub repository; a hub base without one is a warning."""
+    audio_tokenizer: FilePath = "bosonai/higgs-audio-v2-tokenizer"
+    """Hub id, local folder, or `builtin:tiny`."""
+    audio_tokenizer_revision: str | None = None
+
+
+class Experiment(SpecModel):
+    """A voice-cloning fine-tune of Higgs Audio v2, from data to merged model.
+
+    Relative paths start at the project root: the folder above `specs/`, or the spec's own folder where there is no
+    folder of that name."""
+
+    apiVersion: Literal["higgsc/v1"]  # noqa: N815 - the users' spelling
+    name: Name
+    """Names the folder of the build, the run and the jobs."""
+    extends: FilePath | tuple[FilePath, ...] | None = None
+    """Specs that this one builds on, relative to this file; later ones win, this file wins over all."""
+    model: Model
+    data: Data
+    lora: Lora = Lora()
+    hardware: Hardware
+    """`8xH200`, `2x8`, `2x8xH100`, `1xCPU`, or a mapping with `nodes`, `gpus_per_node` and `gpu`."""
+    parallelism: Parallelism = Parallelism()
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Number format of the frozen base; adapters and optimizer are kept in fp32."""
+    training: Training
+    loss: Loss = Loss()
+    checkpoint: Checkpoint = Checkpoint()
+    merge: Merge | None = Merge()
+    """`null` leaves the adapter unmerged."""
+    evaluate: Evaluate | None = Evaluate()
+    """`null` leaves the merged model unevaluated."""
+    site: Site = Site()
+    secrets: tuple[EnvironmentName, ...] = ()
+    """Names of environment variables that must be set where the jobs run."""
+    output: FilePath | None = None
+    """Folder of the run; `runs/<name>` if not given."""
+    seed: int = 0

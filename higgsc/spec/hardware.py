@@ -1,0 +1,77 @@
+"""Where a plan runs: the shape of the machine, the mesh over it, and the cluster's own words for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from higgsc.spec.base import Name, SpecModel, TimeLimit
+
+_SHAPE = re.compile(r"(?:(?P<nodes>[1-9][0-9]{0,3})x)?(?P<gpus>[1-9][0-9]{0,2})(?:x(?P<gpu>[A-Za-z][A-Za-z0-9-]*))?")
+
+
+class HardwareShape(SpecModel):
+    """Machines of one kind, each with the same number of processors of one kind."""
+
+    nodes: int = Field(default=1, ge=1, le=4096)
+    """Number of machines."""
+    gpus_per_node: int = Field(ge=1, le=128)
+    """GPUs in each machine; with `gpu: CPU`, processes on each machine."""
+    gpu: str | None = None
+    """GPU type, such as `H200`; `CPU` for a run without GPUs."""
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        return "cpu" if self.gpu is not None and self.gpu.upper() == "CPU" else "cuda"
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes: one for each GPU."""
+        return self.nodes * self.gpus_per_node
+
+    def __str__(self) -> str:
+        """The short form: `8×H200`, `2×8`, `2×8×H100`."""
+        parts = [str(self.nodes)] if self.nodes > 1 or self.gpu is None else []
+        return "×".join([*parts, str(self.gpus_per_node), *([self.gpu] if self.gpu else [])])
+
+
+def _read_shape(value: Any) -> Any:
+    """Accept `8xH200`, `2x8`, `2x8xH100` and `1xCPU` for the mapping they stand for."""
+    if isinstance(value, Mapping):
+        return value
+    match = _SHAPE.fullmatch(value) if isinstance(value, str) else None
+    if match is None or (match["nodes"] is None and match["gpu"] is None):
+        raise ValueError(
+            f"`{value}` is not a hardware shape; write GPUs x type (`8xH200`), nodes x GPUs (`2x8`), "
+            "nodes x GPUs x type (`2x8xH100`) or `1xCPU`"
+        )
+    return {"nodes": int(match["nodes"] or 1), "gpus_per_node": int(match["gpus"]), "gpu": match["gpu"]}
+
+
+Hardware = Annotated[HardwareShape, BeforeValidator(_read_shape)]
+
+
+class Parallelism(SpecModel):
+    """How the processes divide the work, as dimensions of a PyTorch DeviceMesh."""
+
+    replicate: int | Literal["auto"] = Field(default="auto")
+    """Copies of the model, each on other samples (data parallel); `auto` takes the GPUs that `shard` leaves."""
+    shard: int = Field(default=1, ge=1)
+    """Processes that share one copy of the model's weights (FSDP2). 1 is right for LoRA on 80 GB and more."""
+
+
+class Site(SpecModel):
+    """What belongs to a cluster rather than to an experiment. Usually kept in its own file and extended."""
+
+    partition: Name | None = None
+    account: Name | None = None
+    qos: Name | None = None
+    time_limit: TimeLimit = "24:00:00"
+    """Longest time of one job in Slurm's notation, `[days-]hours:minutes[:seconds]`; 24 hours if not given."""
+    cpus_per_node: int | None = Field(default=None, ge=1, le=1024)
+    """CPU cores that a job gets on each node; sets `--cpus-per-task` and the OpenMP threads."""
+    exclusive: bool = False
+    """Whether jobs of several GPUs take whole nodes."""

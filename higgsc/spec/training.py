@@ -1,0 +1,86 @@
+"""How the adapter is trained, kept and merged."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from higgsc.spec.base import SpecModel
+
+Preset = Literal["comprehensive", "audio_focused", "attention_only"]
+
+
+class Lora(SpecModel):
+    """Low-rank adapters on linear layers of the frozen base (Hu et al., 2021)."""
+
+    targets: Preset | tuple[str, ...] = "comprehensive"
+    """A preset, or suffixes of module paths; `*` stands for any characters but a dot.
+
+    `comprehensive`: attention and both FFN paths. `audio_focused`: the audio FFN, q and v. `attention_only`: q, k, v, o."""
+    heads: tuple[Literal["audio", "text"], ...] = ()
+    """Output heads that get an adapter as well."""
+    rank: int = Field(default=64, ge=1, le=1024)
+    alpha: float = Field(default=128, gt=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapters' input; above 0 it costs memory and speed."""
+
+
+class GlobalBatch(SpecModel):
+    samples: int = Field(ge=1)
+    """Samples in one optimizer step, over all GPUs."""
+
+
+class MicroBatch(SpecModel):
+    samples: int = Field(default=4, ge=1)
+    """Samples that one GPU processes at a time, packed into one row without padding."""
+
+
+class Training(SpecModel):
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training samples; give either `epochs` or `steps`."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps; give either `epochs` or `steps`."""
+    global_batch: GlobalBatch
+    micro_batch: MicroBatch = MicroBatch()
+    learning_rate: float = Field(gt=0, le=1)
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps over which the learning rate rises from 0 to its peak."""
+    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    """Course of the learning rate after the warm-up; `linear` and `cosine` end at 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this L2 norm."""
+    log_every_steps: int = Field(default=10, ge=1)
+
+
+class Loss(SpecModel):
+    """Weights in `total = text * text loss + audio * audio loss`.
+
+    The audio loss is the mean cross-entropy over all labelled codes, ln 1026 = 6.93 for a uniform guess."""
+
+    text: float = Field(default=1.0, ge=0)
+    audio: float = Field(default=1.0, ge=0)
+
+
+class Checkpoint(SpecModel):
+    every_steps: int = Field(default=500, ge=1)
+    """Optimizer steps between two checkpoints; one more is written at the end."""
+    keep_last: int = Field(default=3, ge=1)
+    """Newest checkpoints that are kept, beside the best one."""
+
+
+class Merge(SpecModel):
+    select: Literal["best", "last"] = "best"
+    """The checkpoint to merge: lowest validation audio loss, or the newest."""
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """Number format of the merged model."""
+
+
+class Evaluate(SpecModel):
+    samples: int = Field(default=8, ge=0)
+    """Held-out prompts that the merged model speaks; 0 only measures the loss."""
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    """Sampling temperature; 0 takes the likeliest code every time."""

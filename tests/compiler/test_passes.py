@@ -1,0 +1,115 @@
+"""The arithmetic of the passes, and what ends up in the job files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from higgsc.catalog.higgs_audio_v2 import RELEASED
+from higgsc.compiler.compile import Compilation, compile_spec
+from higgsc.compiler.passes.lora_targets import PRESETS, matching
+from higgsc.contract.jobs import TrainJob
+
+SPECS = Path(__file__).parent.parent.parent / "specs"
+
+
+def compile_text(tmp_path: Path, text: str) -> Compilation:
+    base = (
+        "apiVersion: higgsc/v1\nname: t\nmodel: {family: higgs-audio-v2, revision: abc}\n"
+        "data: {train: [{path: d.json}]}\n"
+        "training: {epochs: 1, global_batch: {samples: 128}, learning_rate: 1e-4}\n"
+    )
+    (tmp_path / "base.yaml").write_text(base)
+    (tmp_path / "s.yaml").write_text(f"extends: base.yaml\n{text}")
+    return compile_spec(tmp_path / "s.yaml")
+
+
+def train_job(compilation: Compilation) -> TrainJob:
+    assert compilation.plan is not None, compilation.diagnostics
+    job = compilation.plan.step("train").job
+    assert isinstance(job, TrainJob)
+    return job
+
+
+@pytest.mark.parametrize(
+    "hardware, parallelism, replicate, accumulation",
+    [
+        ("8xH200", "{}", 8, 4),
+        ("2x8", "{}", 16, 2),
+        ("2x8xH100", "{shard: 8}", 2, 2),
+        ("4xL40S", "{replicate: 1, shard: 4}", 1, 8),
+        ("1xCPU", "{}", 1, 32),
+        ("{nodes: 2, gpus_per_node: 4, gpu: h200}", "{}", 8, 4),
+    ],
+)
+def test_mesh_and_batch(tmp_path: Path, hardware: str, parallelism: str, replicate: int, accumulation: int) -> None:
+    job = train_job(compile_text(tmp_path, f"hardware: {hardware}\nparallelism: {parallelism}\n"))
+    assert job.mesh.replicate == replicate
+    assert job.batch.accumulation == accumulation
+    ranks = job.mesh.replicate * job.mesh.shard
+    assert ranks * job.batch.micro_samples * job.batch.accumulation == job.batch.global_samples
+
+
+@pytest.mark.parametrize(
+    "preset, rank, parameters",
+    [
+        ("attention_only", 16, 9_175_040),
+        ("audio_focused", 16, 19_726_336),
+        ("comprehensive", 16, 39_452_672),
+        ("attention_only", 64, 36_700_160),
+        ("audio_focused", 64, 78_905_344),
+        ("comprehensive", 64, 157_810_688),
+    ],
+)
+def test_trainable_parameters_of_the_released_model(tmp_path: Path, preset: str, rank: int, parameters: int) -> None:
+    job = train_job(compile_text(tmp_path, f"hardware: 8xH200\nlora: {{targets: {preset}, rank: {rank}}}\n"))
+    assert job.lora.trainable_parameters == parameters
+
+
+def test_heads_and_wildcards(tmp_path: Path) -> None:
+    text = "hardware: 8xH200\nlora: {targets: ['audio_mlp.*', 'layers.0.self_attn.*_proj'], heads: [audio], rank: 64}\n"
+    job = train_job(compile_text(tmp_path, text))
+    assert job.lora.targets == (
+        "audio_mlp.gate_proj",
+        "audio_mlp.up_proj",
+        "audio_mlp.down_proj",
+        "layers.0.self_attn.q_proj",
+        "layers.0.self_attn.k_proj",
+        "layers.0.self_attn.v_proj",
+        "layers.0.self_attn.o_proj",
+        "audio_lm_head",
+    )
+    assert job.lora.module_count == 3 * 28 + 4 + 1
+
+
+def test_suffixes_end_at_a_dot() -> None:
+    modules = RELEASED.linear_modules()
+    assert len(matching("mlp.gate_proj", modules)) == 28
+    assert len(matching("gate_proj", modules)) == 56
+    assert matching("late_proj", modules) == []
+    assert matching("audio_lm_head", modules) == ["audio_lm_head"]
+    assert all(len(matching(target, modules)) == 28 for targets in PRESETS.values() for target in targets)
+
+
+def test_job_files_hold_no_absolute_path() -> None:
+    for spec in SPECS.glob("*.yaml"):
+        plan = compile_spec(spec).plan
+        assert plan is not None
+        for step in plan.steps:
+            assert '"/' not in step.job.model_dump_json()
+
+
+def test_steps_can_be_switched_off(tmp_path: Path) -> None:
+    plan = compile_text(tmp_path, "hardware: 1xH100\nevaluate: null\n").plan
+    assert plan is not None
+    assert [step.name for step in plan.steps] == ["prepare", "train", "merge"]
+    plan = compile_text(tmp_path, "hardware: 1xH100\nevaluate: null\nmerge: null\n").plan
+    assert plan is not None
+    assert [step.name for step in plan.steps] == ["prepare", "train"]
+
+
+def test_a_wrong_mesh_is_one_message(tmp_path: Path) -> None:
+    """The batch depends on the mesh; it says nothing when the mesh is wrong, but other passes still speak."""
+    compilation = compile_text(tmp_path, "hardware: 2x8\nparallelism: {shard: 3}\nlora: {targets: [nothing]}\n")
+    assert [d.code for d in compilation.diagnostics] == ["HC301", "HC501"]
