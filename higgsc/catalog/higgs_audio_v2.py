@@ -67,9 +67,7 @@ class HiggsAudioV2Shape:
         linears = self._layer_linears()
         attention_and_text, audio = linears[:7], linears[7:]
         norm = (self.hidden_size,)
-        shapes: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": (self.vocab_size, self.hidden_size)
-        }
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
         for layer in range(self.layers):
             prefix = f"model.layers.{layer}."
             shapes.update((f"{prefix}{name}.weight", shape) for name, shape in attention_and_text)

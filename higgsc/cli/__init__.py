@@ -22,6 +22,10 @@ COMMANDS = {
 }
 
 
+TRAIN_EXTRA = {"numpy", "peft", "safetensors", "soundfile", "soxr", "tensorboard", "torch", "transformers"}
+"""What the extra `train` brings; a login node does without."""
+
+
 class LazyGroup(click.Group):
     """A group that knows its commands by name and imports the one that is called."""
 
@@ -69,13 +73,22 @@ def main() -> None:
     except StepError as error:
         click.echo(f"{click.style('error', fg='red', bold=True)}: {error}", err=True)
         sys.exit(error.code)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in TRAIN_EXTRA:
+            raise
+        click.echo(
+            f"{click.style('error', fg='red', bold=True)}: this command needs {error.name}, which is not installed\n"
+            "  = help: pip install 'higgsc[train]'",
+            err=True,
+        )
+        sys.exit(ExitCode.MISSING_INPUT)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(ExitCode.DONE)
     except OSError as error:
         click.echo(f"{click.style('error', fg='red', bold=True)}: {error}", err=True)
         sys.exit(ExitCode.IO)
-    except Exception:
+    except Exception:  # noqa: BLE001 - the last resort: say that it is our fault, show everything, exit 70
         traceback.print_exc()
         click.echo("this is a bug in higgsc, not in your spec; the lines above say where", err=True)
         sys.exit(ExitCode.INTERNAL)

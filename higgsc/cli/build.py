@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
-from higgsc.cli.compiling import compile_and_report, emitted, headline, relative
+from higgsc.cli.compiling import compile_and_report, composition_options, headline, relative
+from higgsc.compiler.compile import Compilation
 from higgsc.contract.outcome import ExitCode
+from higgsc.emit.build import builds_of, emit_all, sweep_file
 from higgsc.emit.write import Changes, compare, write
 
 
@@ -16,28 +18,52 @@ from higgsc.emit.write import Changes, compare, write
 @click.argument("specs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the build [generated/NAME].")
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if the files on disk are not what the spec says.")
-def command(specs: tuple[Path, ...], output: Path | None, check: bool) -> None:
+@composition_options
+def command(
+    specs: tuple[Path, ...], output: Path | None, check: bool, site: str | None, overrides: tuple[str, ...]
+) -> None:
     """Compile SPECS and write their scripts, job files and reports."""
     if output is not None and len(specs) > 1:
         raise click.UsageError("--output takes one spec")
     failed = False
     for spec in specs:
-        compilation = compile_and_report(spec, output)
-        if compilation.plan is None or compilation.ir is None:
+        compilation = compile_and_report(spec, build=output, site=site, overrides=overrides)
+        if not compilation.compiled:
             failed = True
-            continue
-        folder = compilation.root / compilation.plan.build
-        files = emitted(compilation)
-        changes = compare(folder, files) if check else write(folder, files)
-        if check:
-            failed = failed or bool(changes)
-            click.echo(_verdict(relative(folder), changes))
-            continue
-        click.echo(headline(compilation.plan, compilation.ir))
-        click.echo(f"wrote {len(files)} files to {relative(folder)}{_listing(changes, len(files))}")
-        click.echo(f"next: higgsc run {spec}")
+        elif check:
+            failed = not _up_to_date(compilation) or failed
+        else:
+            _write(compilation)
+            click.echo(f"next: higgsc run {spec}")
     if failed:
         sys.exit(ExitCode.DIAGNOSTICS)
+
+
+def _write(compilation: Compilation) -> None:
+    sweep = len(compilation.compiled) > 1
+    for build in builds_of(compilation):
+        files = emit_all(build)
+        folder = compilation.root / build.plan.build
+        changes = write(folder, files)
+        click.echo(headline(build.plan, build.ir))
+        if not sweep:
+            click.echo(f"wrote {len(files)} files to {relative(folder)}{_listing(changes, len(files))}")
+    if sweep:
+        folder = compilation.root / compilation.folder
+        write_sweep = {"sweep.json": sweep_file(compilation)}
+        write(folder, write_sweep)
+        click.echo(f"wrote {len(compilation.compiled)} points to {relative(folder)}")
+
+
+def _up_to_date(compilation: Compilation) -> bool:
+    """Compare every build with the files on disk, and say what differs."""
+    fine = True
+    for build in builds_of(compilation):
+        folder = compilation.root / build.plan.build
+        changes = compare(folder, emit_all(build))
+        click.echo(_verdict(relative(folder), changes))
+        fine = fine and not changes
+    return fine
 
 
 def _listing(changes: Changes, total: int) -> str:

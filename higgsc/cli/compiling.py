@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from higgsc.compiler.compile import Compilation, compile_spec
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.plan import Plan
-from higgsc.compiler.render import render_text
-from higgsc.emit.build import Build, emit_all
+from higgsc.compiler.render.text import render_text
 
 
-def compile_and_report(spec: Path, build: Path | None = None) -> Compilation:
+def compile_and_report(
+    spec: Path, *, build: Path | None = None, site: str | None = None, overrides: tuple[str, ...] = ()
+) -> Compilation:
     """Compile a spec; its diagnostics go to stderr."""
-    compilation = compile_spec(spec, build=build)
+    compilation = compile_spec(spec, build=build, site=site, overrides=overrides)
     if compilation.diagnostics:
         colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
         click.echo(render_text(compilation.diagnostics, cwd=Path.cwd(), colour=colour), err=True)
@@ -27,11 +30,19 @@ def compile_and_report(spec: Path, build: Path | None = None) -> Compilation:
     return compilation
 
 
-def emitted(compilation: Compilation) -> dict[str, str]:
-    """All files of a compiled spec."""
-    assert compilation.plan is not None
-    assert compilation.ir is not None
-    return emit_all(Build(plan=compilation.plan, ir=compilation.ir, sources=compilation.sources))
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def composition_options(command: Command) -> Command:
+    """`--set` and `--site`, for every command that compiles."""
+    for option in (
+        click.option("--site", metavar="NAME", help="Use the site specs/sites/NAME.yaml instead of the spec's."),
+        click.option(
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a value, such as lora.rank=16."
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def headline(plan: Plan, ir: Ir) -> str:

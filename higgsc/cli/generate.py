@@ -37,9 +37,7 @@ def command(
     from higgsc.deploy.generate import Speaker
 
     speaker = Speaker.load(model, audio_tokenizer, device=device)
-    speech = speaker.speak(
-        reference, reference_text, text, seed=seed, temperature=temperature, max_seconds=max_seconds
-    )
+    speech = speaker.speak(reference, reference_text, text, seed=seed, temperature=temperature, max_seconds=max_seconds)
     write_wav(output, speech.wave)
     end = "" if speech.finished else f", cut off at {max_seconds:g} s without end-of-stream"
     click.echo(f"{relative(output)}: {len(speech.codes) / 25:.2f} s{end}")

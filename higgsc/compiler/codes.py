@@ -32,7 +32,8 @@ CODES: dict[str, Code] = {
     ),
     "HC003": Code(
         "a spec must be a mapping",
-        "The top level of a spec is a mapping: `key: value` lines. An empty file, a list or a single word is not a\nspec.",
+        "The top level of a spec is a mapping: `key: value` lines. An empty file, a list or a single word is not\n"
+        "a spec.",
     ),
     "HC004": Code(
         "a key is given twice",
@@ -57,18 +58,40 @@ CODES: dict[str, Code] = {
     "HC102": Code("a required key is missing", "The mapping at the marked place needs this key; it has no default."),
     "HC103": Code(
         "a value of the wrong type",
-        "The value cannot be used for this key. Values are never converted from one type to another: `\"8\"` is a\n"
+        'The value cannot be used for this key. Values are never converted from one type to another: `"8"` is a\n'
         "string, `8` a number. Scalars follow YAML 1.2: `no` and `10:00:00` are strings, `1e-4` is a number.",
     ),
     "HC104": Code("a value outside the allowed set", "The key takes one of a few words. The message lists them."),
-    "HC105": Code("a number out of range", "The number is below the smallest or above the largest that makes sense here."),
+    "HC105": Code(
+        "a number out of range", "The number is below the smallest or above the largest that makes sense here."
+    ),
     "HC106": Code(
         "a value that cannot be understood",
         "The value has a form of its own (a hardware shape, a name, a time limit, a path) and does not follow it.",
     ),
+    "HC107": Code(
+        "a key of another tool",
+        "The key belongs to another trainer or launcher. The help says what the same thing is called here. No key is\n"
+        "accepted under two names, so that a spec reads the same for everybody.",
+    ),
     "HC201": Code(
         "`extends` goes in a circle",
         "A spec extends a file that, directly or through others, extends the spec. The chain is printed.",
+    ),
+    "HC202": Code(
+        "an override that cannot be applied",
+        "`--set` takes `key.path=value`, with the value in YAML: `--set lora.rank=16`, `--set lora.heads=[audio]`. It\n"
+        "may be given several times; the last one wins.",
+    ),
+    "HC203": Code(
+        "a sweep that cannot be unfolded",
+        "`sweep` maps keys to lists of values. Several keys give the product of their lists. Keys joined by commas\n"
+        "change together, and take lists of lists: `lora.rank, lora.alpha: [[16, 32], [64, 128]]`.",
+    ),
+    "HC204": Code(
+        "no such site",
+        "A site is a file in `specs/sites/` that holds what belongs to a cluster. `site: NAME` in the spec, or \n"
+        "`--site NAME` on the command line, chooses it.",
     ),
     "HC301": Code(
         "the mesh does not fit the hardware",

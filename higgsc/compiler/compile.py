@@ -1,4 +1,4 @@
-"""The compiler's front door: a spec file in, a plan (or diagnostics) out."""
+"""The compiler's front door: a spec file in; plans, or diagnostics, out."""
 
 from __future__ import annotations
 
@@ -15,21 +15,38 @@ from higgsc.compiler.passes import PASSES
 from higgsc.compiler.plan import Plan, SitePlan
 from higgsc.compiler.position import SourceFile
 from higgsc.compiler.schema import validate
+from higgsc.compiler.sweep import Point, expand
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiled:
+    """One plan, and the state that led to it."""
+
+    ir: Ir
+    plan: Plan
+    values: tuple[tuple[str, str], ...] = ()
+    """What the sweep set at this point: key and value, as written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compilation:
-    """What came of compiling a spec. Without errors there is a plan and the state that led to it."""
+    """What came of compiling a spec."""
 
     root: Path
     """The project root, absolute."""
     diagnostics: tuple[Diagnostic, ...]
     sources: tuple[SourceFile, ...] = ()
-    ir: Ir | None = None
-    plan: Plan | None = None
+    overrides: tuple[str, ...] = ()
+    """What the command line set, `--site` included."""
+    compiled: tuple[Compiled, ...] = ()
+    """One for each point of the sweep, one for a spec without; empty when there are errors."""
+    folder: str = ""
+    """Of the build, relative to the project root; each point of a sweep has a folder of its own below it."""
 
 
-def compile_spec(spec: Path, *, build: Path | None = None) -> Compilation:
+def compile_spec(
+    spec: Path, *, build: Path | None = None, site: str | None = None, overrides: tuple[str, ...] = ()
+) -> Compilation:
     """Compile one spec.
 
     Phases (reading, schema, passes) run one after the other; the first with errors is the last, so that no message
@@ -38,30 +55,56 @@ def compile_spec(spec: Path, *, build: Path | None = None) -> Compilation:
     Args:
         spec: The spec file.
         build: Where the emitted files will go; `<root>/generated/<name>` if not given.
+        site: Name of a site that replaces the spec's own.
+        overrides: `key.path=value`, as from `--set`.
     """
     root = project_root(spec)
     sink = Sink()
-    composed = compose(spec, root, sink)
+    composed = compose(spec, root, sink, site=site, overrides=overrides)
     if composed is None:
         return Compilation(root=root, diagnostics=sink.diagnostics)
-    experiment = validate(composed.tree, sink)
+    sources = composed.sources
+    points = expand(composed.tree, sink)
+    name = composed.tree.get("name")
+    folder = f"generated/{name.value}" if build is None and name is not None else _relative(build or spec.parent, root)
+    compiled: list[Compiled] = []
+    for point in points:
+        made = _compile_point(point, sources[0].name, folder, sink)
+        if made is None:
+            break  # the other points would only say the same again
+        compiled.append(made)
+    if sink.error_count:
+        compiled = []
+    return Compilation(
+        root=root,
+        diagnostics=sink.diagnostics,
+        sources=sources,
+        overrides=(*overrides, *([f"site={site}"] if site is not None else [])),
+        compiled=tuple(compiled),
+        folder=folder,
+    )
+
+
+def _compile_point(point: Point, spec_path: str, folder: str, sink: Sink) -> Compiled | None:
+    before = sink.error_count
+    experiment = validate(point.tree, sink)
     if experiment is None:
-        return Compilation(root=root, diagnostics=sink.diagnostics, sources=composed.sources)
-    folder = f"generated/{experiment.name}" if build is None else _relative(build, root)
+        return None
     ir = Ir(
         spec=experiment,
-        tree=composed.tree,
-        spec_path=composed.sources[0].name,
-        build=folder,
+        tree=point.tree,
+        spec_path=spec_path,
+        build=f"{folder}/{point.name}" if point.values else folder,
+        swept=bool(point.values),
         shape=shape_of(experiment.model.base),
     )
     for run_pass in PASSES:
         ir = run_pass(ir, sink)
-    plan = _plan(ir) if sink.error_count == 0 else None
-    return Compilation(root=root, diagnostics=sink.diagnostics, sources=composed.sources, ir=ir, plan=plan)
+    return Compiled(ir=ir, plan=_plan(ir), values=point.values) if sink.error_count == before else None
 
 
 def _plan(ir: Ir) -> Plan:
+    site = ir.spec.site
     return Plan(
         name=ir.spec.name,
         compiler=__version__,
@@ -70,7 +113,7 @@ def _plan(ir: Ir) -> Plan:
         run=ir.text("output"),
         hardware=str(ir.spec.hardware),
         steps=ir.steps,
-        site=SitePlan(**ir.spec.site.model_dump()),
+        site=SitePlan(**site.model_dump(exclude={"profile"})),
         secrets=ir.spec.secrets,
     )
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
+from higgsc.compiler.diagnostics import Diagnostic, Label, Sink, did_you_mean
+from higgsc.compiler.override import apply_overrides
 from higgsc.compiler.position import SourceFile, Span
 from higgsc.compiler.source import Node, parse, read_source
 
@@ -33,11 +34,54 @@ def project_root(spec: Path) -> Path:
     return spec.parent
 
 
-def compose(spec: Path, root: Path, sink: Sink) -> Composed | None:
-    """Read a spec and all that it extends; problems go to `sink`, and then the result is None."""
+def compose(
+    spec: Path, root: Path, sink: Sink, *, site: str | None = None, overrides: tuple[str, ...] = ()
+) -> Composed | None:
+    """Read a spec with all that it extends, its site and the command line's overrides.
+
+    Later layers win: extended files in their order, the spec, `overrides`; the site's file lies below what the spec
+    itself says about the site. Problems go to `sink`, and then the result is None.
+    """
     sources: list[SourceFile] = []
     tree = _load(Path(os.path.abspath(spec)), root, sink, sources, chain=(), asked_at=None)
-    return None if tree is None else Composed(tree, tuple(sources))
+    if tree is None:
+        return None
+    if site is not None:
+        overrides = (*overrides, f"site.profile={site}")
+        if (given := tree.get("site")) is not None and not isinstance(given.value, Mapping):
+            overrides = (*overrides[:-1], f"site={site}")
+    tree = apply_overrides(tree, overrides, sink)
+    tree = with_site(tree, _sites_folder(spec, root), root, sink, sources)
+    return Composed(tree, tuple(sources)) if sink.error_count == 0 else None
+
+
+def with_site(tree: Node, folder: Path, root: Path, sink: Sink, sources: list[SourceFile]) -> Node:
+    """The tree with the chosen site's file merged in below the spec's own words about the site."""
+    given = tree.get("site")
+    if given is None or given.value is None or not isinstance(tree.value, Mapping):
+        return tree
+    if isinstance(given.value, Mapping):
+        chosen = given.value.get("profile")
+    else:
+        chosen = given
+        given = replace(given, value={"profile": given})
+    if chosen is None or not isinstance(chosen.value, str):
+        return replace(tree, value={**tree.value, "site": given})  # what is wrong with it, the schema says
+    path = folder / f"{chosen.value}.yaml"
+    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    if chosen.value not in known:
+        there = f"known: {', '.join(known)}" if known else f"there is no file in {os.path.relpath(folder, root)}"
+        help_ = did_you_mean(chosen.value, known)
+        sink.add(Diagnostic("HC204", f"no site `{chosen.value}`", Label(chosen.span), notes=(there,), help=help_))
+        return tree
+    profile = _load(path, root, sink, sources, chain=(), asked_at=chosen.span)
+    if profile is None:
+        return tree
+    return replace(tree, value={**tree.value, "site": _merge(profile, given)})
+
+
+def _sites_folder(spec: Path, root: Path) -> Path:
+    return (root / "specs" if "specs" in Path(os.path.abspath(spec)).parts else root) / "sites"
 
 
 def _load(
@@ -82,7 +126,7 @@ def _bases(tree: Node, sink: Sink) -> tuple[Node, ...]:
 def _merge(below: Node, above: Node) -> Node:
     """Mappings are merged key by key; anything else in `above` replaces what is below."""
     if not isinstance(below.value, Mapping) or not isinstance(above.value, Mapping):
-        return above
+        return replace(above, below=below)
     entries = dict(below.value)
     for key, node in above.value.items():
         if key != "extends":

@@ -21,11 +21,19 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
+class Edit:
+    """Replace the text of a span: the fix that `help` proposes, when it is safe to apply unseen."""
+
+    span: Span
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnostic:
     """One problem: what is wrong, where, and the way out.
 
     `code` is registered in `codes.py`, which also says whether it is an error or a warning. Messages are lowercase
-    and end without a period; `help` proposes a change, `notes` add facts.
+    and end without a period; `help` proposes a change, `notes` add facts, `fix` is that change for a machine.
     """
 
     code: str
@@ -34,6 +42,7 @@ class Diagnostic:
     secondary: tuple[Label, ...] = ()
     notes: tuple[str, ...] = ()
     help: str | None = None
+    fix: Edit | None = None
 
     @property
     def severity(self) -> Severity:
@@ -50,6 +59,8 @@ class Sink:
         self.error_count = 0
 
     def add(self, diagnostic: Diagnostic) -> None:
+        if diagnostic in self._found:
+            return  # another point of a sweep has the same problem
         self._found.append(diagnostic)
         if diagnostic.severity == "error":
             self.error_count += 1
@@ -65,7 +76,13 @@ class Sink:
         )
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """`did you mean …?` for the known word that looks most like `word`, or None."""
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that looks most like `word`, or None if none looks much like it."""
     matches = get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"did you mean `{matches[0]}`?" if matches else None
+    return matches[0] if matches else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """`did you mean …?`, or None."""
+    match = closest(word, known)
+    return f"did you mean `{match}`?" if match else None

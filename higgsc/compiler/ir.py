@@ -23,6 +23,8 @@ class Derived:
     """For people: `128 samples / (8 ranks x 4)`."""
     by: str
     """The pass: `passes/batch.py`."""
+    inputs: tuple[str, ...] = ()
+    """Dotted paths of the values that went into it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +37,18 @@ class Ir:
     """Relative to the project root."""
     build: str
     """The folder of the emitted files, relative to the project root."""
+    swept: bool
+    """Whether this is one point of a sweep."""
     shape: HiggsAudioV2Shape
     derived: Mapping[str, Derived] = field(default_factory=dict)
     """By dotted path, as in `resolved.yaml`."""
     steps: tuple[Step, ...] = ()
 
-    def derive(self, path: str, value: Value | tuple[str, ...], formula: str, *, by: str) -> Ir:
+    def derive(
+        self, path: str, value: Value | tuple[str, ...], formula: str, *, by: str, inputs: tuple[str, ...] = ()
+    ) -> Ir:
         """This state with one more derived value."""
-        return replace(self, derived={**self.derived, path: Derived(value, formula, f"passes/{by}.py")})
+        return replace(self, derived={**self.derived, path: Derived(value, formula, f"passes/{by}.py", inputs)})
 
     def integer(self, path: str) -> int:
         """A derived whole number. The order of the passes guarantees that it is there."""

@@ -6,6 +6,9 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
 
+COMMAND_LINE = "--set"
+"""How the command line is called where other values name their file."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceFile:
@@ -62,8 +65,20 @@ class Span:
         return self.start - self.source.line_starts[self.line - 1] + 1
 
     @property
+    def end_line(self) -> int:
+        """1-based line of the end."""
+        return self.source.line_of(self.end) + 1
+
+    @property
+    def end_column(self) -> int:
+        """1-based column behind the last code point."""
+        return self.end - self.source.line_starts[self.end_line - 1] + 1
+
+    @property
     def text(self) -> str:
         return self.source.text[self.start : self.end]
 
     def __str__(self) -> str:
+        if self.source.name == COMMAND_LINE:
+            return f"{COMMAND_LINE} {self.source.text}"
         return f"{self.source.name}:{self.line}:{self.column}"

@@ -8,7 +8,7 @@ never used. Positions are counted in code points.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ _INFINITY = re.compile(r"([-+]?)\.(inf|Inf|INF)")
 _NAN = re.compile(r"\.(nan|NaN|NAN)")
 
 Scalar = str | int | float | bool | None
-Path_ = tuple[str | int, ...]
+NodePath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ class Node:
     value: Scalar | Mapping[str, Node] | tuple[Node, ...]
     span: Span
     key_span: Span | None = None
+    below: Node | None = None
+    """The value that this one replaced when files were composed."""
 
     @property
     def place(self) -> Span:
@@ -70,7 +72,7 @@ class Node:
             return self.value[key]
         return None
 
-    def find(self, path: Path_) -> tuple[Node, Path_]:
+    def find(self, path: NodePath) -> tuple[Node, NodePath]:
         """The deepest node along `path`, and the part of `path` that was not found."""
         node = self
         for depth, key in enumerate(path):
@@ -84,16 +86,6 @@ class Node:
         """The node at a dotted path such as `lora.rank`, or None."""
         node, rest = self.find(tuple(path.split(".")))
         return None if rest else node
-
-    def walk(self, prefix: Path_ = ()) -> Iterator[tuple[Path_, Node]]:
-        """Every node below this one with its path, this one first."""
-        yield prefix, self
-        if isinstance(self.value, Mapping):
-            for key, child in self.value.items():
-                yield from child.walk((*prefix, key))
-        elif isinstance(self.value, tuple):
-            for index, child in enumerate(self.value):
-                yield from child.walk((*prefix, index))
 
 
 def read_source(path: Path, name: str, sink: Sink, *, asked_at: Span | None = None) -> SourceFile | None:
@@ -112,16 +104,21 @@ def read_source(path: Path, name: str, sink: Sink, *, asked_at: Span | None = No
 
     try:
         if not path.exists():
-            return refuse("no such file")
+            refuse("no such file")
+            return None
         if not path.is_file():
-            return refuse("it is a directory" if path.is_dir() else "it is not a regular file")
+            refuse("it is a directory" if path.is_dir() else "it is not a regular file")
+            return None
         if path.stat().st_size > MAX_BYTES:
-            return refuse(f"it has {path.stat().st_size:,} bytes; a spec may have {MAX_BYTES:,}")
+            refuse(f"it has {path.stat().st_size:,} bytes; a spec may have {MAX_BYTES:,}")
+            return None
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        return refuse(f"byte {error.start} is not UTF-8", help="save the file as UTF-8")
+        refuse(f"byte {error.start} is not UTF-8", help="save the file as UTF-8")
+        return None
     except OSError as error:
-        return refuse(str(error.strerror).lower())
+        refuse(str(error.strerror).lower())
+        return None
     return SourceFile(path, name, text.removeprefix("\ufeff"))
 
 
@@ -134,7 +131,9 @@ def parse(source: SourceFile, sink: Sink) -> Node | None:
         start = source.offset(mark.line, mark.column) if mark else 0
         problem = str(error.problem or error.context or error).replace("\n", " ")
         sink.add(
-            Diagnostic("HC002", f"not valid YAML: {problem}", Label(Span(source, start, start)), help=_yaml_help(source, start))
+            Diagnostic(
+                "HC002", f"not valid YAML: {problem}", Label(Span(source, start, start)), help=_yaml_help(source, start)
+            )
         )
         return None
     except yaml.reader.ReaderError as error:
@@ -143,8 +142,8 @@ def parse(source: SourceFile, sink: Sink) -> Node | None:
         sink.add(Diagnostic("HC002", f"not valid YAML: {error.reason}", Label(Span(source, position, position))))
         return None
     if len(documents) > 1:
-        start = documents[1].start_mark
-        at = source.offset(start.line, start.column)
+        second = documents[1].start_mark
+        at = source.offset(second.line, second.column)
         sink.add(Diagnostic("HC002", "more than one YAML document in a spec", Label(Span(source, at, at))))
         return None
     root = documents[0] if documents else None
@@ -185,7 +184,8 @@ class _Builder:
             return Node(self._mapping(node, depth), span, key_span)
         if isinstance(node, yaml.SequenceNode):
             return Node(tuple(self.build(child, None, depth + 1) for child in node.value), span, key_span)
-        return Node(self._scalar(node, span), span, key_span)
+        assert isinstance(node, yaml.ScalarNode)
+        return Node(self._scalar(node), span, key_span)
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Node]:
         entries: dict[str, Node] = {}
@@ -197,7 +197,9 @@ class _Builder:
             key = str(key_node.value)
             if key == "<<":
                 self.sink.add(
-                    Diagnostic("HC005", "merge key `<<` is not part of YAML 1.2", Label(key_span), help="use `extends:`")
+                    Diagnostic(
+                        "HC005", "merge key `<<` is not part of YAML 1.2", Label(key_span), help="use `extends:`"
+                    )
                 )
                 continue
             if key in entries:
@@ -215,7 +217,7 @@ class _Builder:
             entries[key] = self.build(value_node, key_span, depth + 1)
         return entries
 
-    def _scalar(self, node: yaml.ScalarNode, span: Span) -> Scalar:
+    def _scalar(self, node: yaml.ScalarNode) -> Scalar:
         text = str(node.value)
         if node.style in ("'", '"', "|", ">"):
             return text
@@ -247,7 +249,7 @@ def _span(source: SourceFile, node: yaml.Node) -> Span:
 
 
 def _kind(node: yaml.Node) -> str:
-    return {"mapping": "mapping", "sequence": "list", "scalar": "single value"}[node.id]
+    return {yaml.MappingNode: "mapping", yaml.SequenceNode: "list", yaml.ScalarNode: "single value"}[type(node)]
 
 
 def _yaml_help(source: SourceFile, offset: int) -> str | None:

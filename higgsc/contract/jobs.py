@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from higgsc.contract.outcome import ExitCode, StepError
 
-JOB_SCHEMA = "higgsc.job/v1"
+JOB_SCHEMA: Literal["higgsc.job/v1"] = "higgsc.job/v1"
 
 
 class _Frozen(BaseModel):

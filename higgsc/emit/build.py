@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
+from higgsc.compiler.compile import Compilation
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.plan import Plan
 from higgsc.compiler.position import SourceFile
@@ -22,6 +23,8 @@ class Build:
     plan: Plan
     ir: Ir
     sources: tuple[SourceFile, ...]
+    overrides: tuple[str, ...] = ()
+    """What the command line set: `key.path=value`."""
 
     def root_from(self, folder: str) -> str:
         """The project root as seen from a folder of the build."""
@@ -29,6 +32,23 @@ class Build:
 
 
 Emitter = Callable[[Build], dict[str, str]]
+
+
+def builds_of(compilation: Compilation) -> tuple[Build, ...]:
+    """One build for each point of the spec's sweep; one for a spec without."""
+    return tuple(
+        Build(plan=made.plan, ir=made.ir, sources=compilation.sources, overrides=compilation.overrides)
+        for made in compilation.compiled
+    )
+
+
+def sweep_file(compilation: Compilation) -> str:
+    """`sweep.json`: the points with their values, as a table for programs."""
+    points = [
+        {"name": made.plan.name, "build": made.plan.build, "run": made.plan.run, "values": dict(made.values)}
+        for made in compilation.compiled
+    ]
+    return json.dumps({"schema": "higgsc.sweep/v1", "points": points}, indent=2, ensure_ascii=False) + "\n"
 
 
 def emit_all(build: Build) -> dict[str, str]:
@@ -49,6 +69,7 @@ def _lock(build: Build, files: dict[str, str]) -> str:
     lock = {
         "schema": "higgsc.lock/v1",
         "compiler": build.plan.compiler,
+        "overrides": build.overrides,
         "inputs": {source.name: _digest(source.text) for source in sorted(build.sources, key=lambda s: s.name)},
         "outputs": {path: _digest(text) for path, text in sorted(files.items())},
     }

@@ -7,13 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from higgsc.compiler.ir import Ir
+from higgsc.compiler.provenance import origin_of, values_of
+from higgsc.compiler.source import NodePath
 from higgsc.emit.build import Build
 
 PLAN_SCHEMA = "higgsc.plan/v1"
-
-Place = tuple[str | int, ...]
-"""The path of a value in the spec: keys and indices."""
 
 
 def job_files(build: Build) -> dict[str, str]:
@@ -47,29 +45,12 @@ def plan_file(build: Build) -> dict[str, str]:
 def resolved(build: Build) -> dict[str, str]:
     """`resolved.yaml`: every value of the spec, each with a comment that says where it came from."""
     ir = build.ir
-    values = ir.spec.model_dump(exclude={"extends"})
-    for path, derived in ir.derived.items():
-        _put(values, path.split("."), derived.value)
-    lines = [(text, "" if path is None else origin(ir, path)) for text, path in _yaml(values, ())]
+    values = values_of(ir)
+    lines = [(text, "" if path is None else str(origin_of(ir, path))) for text, path in _yaml(values, ())]
     width = min(56, max(len(text) for text, _ in lines))
     body = "\n".join(f"{text.ljust(width)}  # {why}" if why else text for text, why in lines)
     head = f"# {build.plan.spec} with every value filled in, by higgsc {build.plan.compiler}.\n"
     return {"resolved.yaml": f"{head}{body}\n"}
-
-
-def origin(ir: Ir, path: Place) -> str:
-    """Where a value came from: a place in a spec, `derived: …`, or `default`."""
-    dotted = ".".join(str(part) for part in path)
-    node, rest = ir.tree.find(path)
-    parent = ".".join(str(part) for part in path[:-1])
-    if derived := ir.derived.get(dotted) or ir.derived.get(parent):
-        if not rest and node.plain() == derived.value:
-            return str(node.span)
-        return f"derived: {derived.formula} ({derived.by})"
-    # A short form such as `8xH200` stands for several values: they all come from its place.
-    if not rest or (len(rest) < len(path) and not isinstance(node.value, Mapping | tuple)):
-        return str(node.span)
-    return "default"
 
 
 def report(build: Build) -> dict[str, str]:
@@ -112,13 +93,7 @@ def report(build: Build) -> dict[str, str]:
     return {"report.md": "\n".join(lines)}
 
 
-def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
-    for part in path[:-1]:
-        values = values.setdefault(part, {})
-    values[path[-1]] = value
-
-
-def _yaml(value: Any, path: Place) -> Iterator[tuple[str, Place | None]]:
+def _yaml(value: Any, path: NodePath) -> Iterator[tuple[str, NodePath | None]]:
     """Lines of block-style YAML; those that show a value come with its path."""
     for key, child in value.items() if isinstance(value, Mapping) else enumerate(value):
         mark = f"{key}:" if isinstance(value, Mapping) else "-"

@@ -82,7 +82,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - shell text, not HTML; `finalize` does the quoting
+        autoescape=False,
     )
     environment.filters.update(argv=quote_argv, comment=comment, must_be_set=must_be_set, alternatives=alternatives)
     return environment

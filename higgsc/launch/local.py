@@ -106,7 +106,7 @@ def _run_step(step: BuiltStep, build: Path, root: Path, run: Path, journal: Jour
     if code != 0:
         journal.record(run, step.name, state="failed", ended=now(), exit_code=code)
         tail = log.read_text("utf-8", errors="replace").rstrip().splitlines()[-20:]
-        known = ExitCode(code) if code in ExitCode else ExitCode.INTERNAL
+        known = ExitCode(code) if code in {known.value for known in ExitCode} else ExitCode.INTERNAL
         raise StepError(
             f"{step.name} failed with exit code {code}; the end of its log:\n" + "\n".join(f"    {t}" for t in tail),
             code=known,

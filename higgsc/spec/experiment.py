@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from higgsc.spec.base import EnvironmentName, FilePath, Name, SpecModel
 from higgsc.spec.data import Data
@@ -50,6 +50,8 @@ class Experiment(SpecModel):
     evaluate: Evaluate | None = Evaluate()
     """`null` leaves the merged model unevaluated."""
     site: Site = Site()
+    sweep: dict[str, tuple[Any, ...]] | None = None
+    """Keys to lists of values, a plan for each combination; keys joined by commas change together."""
     secrets: tuple[EnvironmentName, ...] = ()
     """Names of environment variables that must be set where the jobs run."""
     output: FilePath | None = None

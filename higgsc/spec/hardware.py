@@ -64,8 +64,13 @@ class Parallelism(SpecModel):
 
 
 class Site(SpecModel):
-    """What belongs to a cluster rather than to an experiment. Usually kept in its own file and extended."""
+    """What belongs to a cluster rather than to an experiment.
 
+    Usually kept in `specs/sites/NAME.yaml` and chosen with `site: NAME`. Values given beside `profile` win over those of
+    the file."""
+
+    profile: Name | None = None
+    """The file in `specs/sites/`, without `.yaml`."""
     partition: Name | None = None
     account: Name | None = None
     qos: Name | None = None

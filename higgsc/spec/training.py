@@ -17,7 +17,8 @@ class Lora(SpecModel):
     targets: Preset | tuple[str, ...] = "comprehensive"
     """A preset, or suffixes of module paths; `*` stands for any characters but a dot.
 
-    `comprehensive`: attention and both FFN paths. `audio_focused`: the audio FFN, q and v. `attention_only`: q, k, v, o."""
+    `comprehensive`: attention and both FFN paths. `audio_focused`: the audio FFN, q and v.
+    `attention_only`: q, k, v, o."""
     heads: tuple[Literal["audio", "text"], ...] = ()
     """Output heads that get an adapter as well."""
     rank: int = Field(default=64, ge=1, le=1024)

@@ -14,7 +14,7 @@ import pytest
 
 from higgsc.compiler.codes import CODES
 from higgsc.compiler.compile import compile_spec
-from higgsc.compiler.render import display_width, render_text
+from higgsc.compiler.render.text import display_width, render_text
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "diagnostics"
 SPECS = sorted(FIXTURES.glob("HC*.yaml"))
@@ -36,17 +36,18 @@ def test_fixture_provokes_its_code(spec: Path) -> None:
     compilation = compile_spec(spec)
     assert code in {diagnostic.code for diagnostic in compilation.diagnostics}
     has_error = any(diagnostic.severity == "error" for diagnostic in compilation.diagnostics)
-    assert (compilation.plan is None) == has_error
+    assert (not compilation.compiled) == has_error
 
 
 def test_every_code_has_a_fixture() -> None:
-    assert set(CODES) == {spec.stem.split("-")[0] for spec in SPECS}
+    on_the_command_line = {"HC202"}  # tests/compiler/test_override.py
+    assert set(CODES) - on_the_command_line == {spec.stem.split("-")[0] for spec in SPECS}
 
 
 def test_the_valid_fixture_has_nothing_to_say() -> None:
     compilation = compile_spec(FIXTURES / "valid.yaml")
     assert compilation.diagnostics == ()
-    assert compilation.plan is not None
+    assert compilation.compiled
 
 
 def test_messages_follow_the_house_style() -> None:

@@ -9,6 +9,7 @@ import pytest
 from higgsc.catalog.higgs_audio_v2 import RELEASED
 from higgsc.compiler.compile import Compilation, compile_spec
 from higgsc.compiler.passes.lora_targets import PRESETS, matching
+from higgsc.compiler.plan import Plan
 from higgsc.contract.jobs import TrainJob
 
 SPECS = Path(__file__).parent.parent.parent / "specs"
@@ -25,9 +26,13 @@ def compile_text(tmp_path: Path, text: str) -> Compilation:
     return compile_spec(tmp_path / "s.yaml")
 
 
+def plan_of(compilation: Compilation) -> Plan:
+    assert compilation.compiled, compilation.diagnostics
+    return compilation.compiled[0].plan
+
+
 def train_job(compilation: Compilation) -> TrainJob:
-    assert compilation.plan is not None, compilation.diagnostics
-    job = compilation.plan.step("train").job
+    job = plan_of(compilation).step("train").job
     assert isinstance(job, TrainJob)
     return job
 
@@ -94,18 +99,15 @@ def test_suffixes_end_at_a_dot() -> None:
 
 def test_job_files_hold_no_absolute_path() -> None:
     for spec in SPECS.glob("*.yaml"):
-        plan = compile_spec(spec).plan
-        assert plan is not None
+        plan = plan_of(compile_spec(spec))
         for step in plan.steps:
             assert '"/' not in step.job.model_dump_json()
 
 
 def test_steps_can_be_switched_off(tmp_path: Path) -> None:
-    plan = compile_text(tmp_path, "hardware: 1xH100\nevaluate: null\n").plan
-    assert plan is not None
+    plan = plan_of(compile_text(tmp_path, "hardware: 1xH100\nevaluate: null\n"))
     assert [step.name for step in plan.steps] == ["prepare", "train", "merge"]
-    plan = compile_text(tmp_path, "hardware: 1xH100\nevaluate: null\nmerge: null\n").plan
-    assert plan is not None
+    plan = plan_of(compile_text(tmp_path, "hardware: 1xH100\nevaluate: null\nmerge: null\n"))
     assert [step.name for step in plan.steps] == ["prepare", "train"]
 
 

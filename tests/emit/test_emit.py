@@ -19,7 +19,7 @@ from higgsc.compiler.diagnostics import Sink
 from higgsc.compiler.position import SourceFile
 from higgsc.compiler.source import parse
 from higgsc.contract.jobs import load_job
-from higgsc.emit.build import Build, emit_all
+from higgsc.emit.build import builds_of, emit_all
 from higgsc.emit.shell import comment, must_be_set, quote, quote_argv
 from higgsc.emit.write import compare, write
 from higgsc.launch.built import load_plan
@@ -30,9 +30,8 @@ SPECS = sorted((ROOT / "specs").glob("*.yaml"))
 
 def emitted(spec: Path, build: Path | None = None) -> dict[str, str]:
     compilation = compile_spec(spec, build=build)
-    assert compilation.plan is not None, compilation.diagnostics
-    assert compilation.ir is not None
-    return emit_all(Build(plan=compilation.plan, ir=compilation.ir, sources=compilation.sources))
+    (build_,) = builds_of(compilation)
+    return emit_all(build_)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.stem)
@@ -42,7 +41,9 @@ def test_the_committed_build_is_what_the_spec_says(spec: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.stem)
-def test_two_builds_in_two_folders_are_the_same_bytes(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_builds_in_two_folders_are_the_same_bytes(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     builds = []
     for name in ("one", "two/deeper"):
         copy = tmp_path / name

@@ -24,8 +24,15 @@ def batch(ir: Ir, sink: Sink) -> Ir:
                 f"a global batch of {wanted} samples does not divide into micro-batches of {micro} on {ranks} ranks",
                 ir.label("training.global_batch.samples", f"{ranks} x {micro} = {at_once} does not divide {wanted}"),
                 secondary=(Label(ir.label("hardware").span, f"{ranks} ranks"),),
-                help=f"{choices} samples would" + (f", and so would `micro_batch: {{samples: {divisor}}}`" if divisor else ""),
+                help=f"{choices} samples would"
+                + (f", and so would `micro_batch: {{samples: {divisor}}}`" if divisor else ""),
             )
         )
     formula = f"{wanted} samples / ({ranks} ranks x {micro} per micro-batch)"
-    return ir.derive("training.accumulation", max(1, wanted // at_once), formula, by="batch")
+    inputs = (
+        "training.global_batch.samples",
+        "parallelism.replicate",
+        "parallelism.shard",
+        "training.micro_batch.samples",
+    )
+    return ir.derive("training.accumulation", max(1, wanted // at_once), formula, by="batch", inputs=inputs)

@@ -44,10 +44,24 @@ def lora_targets(ir: Ir, sink: Sink) -> Ir:
     parameters = sum(lora.rank * (linear[name][0] + linear[name][1]) for name in modules)
     targets = tuple(dict.fromkeys([name for p in patterns for name in _as_suffixes(p, matches[p])] + heads))
     origin = f"preset `{lora.targets}`" if isinstance(lora.targets, str) else f"{len(patterns)} targets"
-    ir = ir.derive("lora.modules", targets, f"{origin}, {len(heads)} heads", by="lora_targets")
-    ir = ir.derive("lora.module_count", len(modules), f"of {len(linear)} linear modules", by="lora_targets")
+    ir = ir.derive(
+        "lora.modules",
+        targets,
+        f"{origin}, {len(heads)} heads",
+        by="lora_targets",
+        inputs=("lora.targets", "lora.heads"),
+    )
+    ir = ir.derive(
+        "lora.module_count",
+        len(modules),
+        f"of {len(linear)} linear modules",
+        by="lora_targets",
+        inputs=("lora.targets", "lora.heads"),
+    )
     formula = f"rank {lora.rank} x (in + out), summed over {len(modules)} modules"
-    return ir.derive("lora.trainable_parameters", parameters, formula, by="lora_targets")
+    return ir.derive(
+        "lora.trainable_parameters", parameters, formula, by="lora_targets", inputs=("lora.rank", "lora.module_count")
+    )
 
 
 def matching(pattern: str, modules: Iterable[str]) -> list[str]:
@@ -85,13 +99,13 @@ def _report(ir: Ir, sink: Sink, index: int, pattern: str, matches: dict[str, lis
     others_match = "the other target matches" if rest == 1 else f"the other {rest} targets match"
     notes = (f"{others_match} {matched} modules ({ir.shape.layers} layers)",)
     last_words = {".".join(name.split(".")[-2:]) for name in linear} | {name.split(".")[-1] for name in linear}
-    help = f"did you mean {FOREIGN[pattern]}" if pattern in FOREIGN else did_you_mean(pattern, sorted(last_words))
+    way_out = f"did you mean {FOREIGN[pattern]}" if pattern in FOREIGN else did_you_mean(pattern, sorted(last_words))
     sink.add(
         Diagnostic(
             "HC501",
             f"LoRA target `{pattern}` matches no module of {ir.spec.model.family}",
             label,
             notes=notes if rest else (),
-            help=help,
+            help=way_out,
         )
     )

@@ -22,14 +22,24 @@ def topology(ir: Ir, sink: Sink) -> Ir:
         )
     world = shape.world_size
     ir = ir.derive(
-        "hardware.processes", world, f"{shape.nodes} nodes x {shape.gpus_per_node} per node", by="topology"
+        "hardware.processes",
+        world,
+        f"{shape.nodes} nodes x {shape.gpus_per_node} per node",
+        by="topology",
+        inputs=("hardware.nodes", "hardware.gpus_per_node"),
     )
     if mesh.replicate == "auto":
         if world % mesh.shard:
             _refuse(ir, sink, f"shard {mesh.shard} does not divide {world} processes", "parallelism.shard", world)
             return ir
         formula = f"{world} processes / shard {mesh.shard}"
-        return ir.derive("parallelism.replicate", world // mesh.shard, formula, by="topology")
+        return ir.derive(
+            "parallelism.replicate",
+            world // mesh.shard,
+            formula,
+            by="topology",
+            inputs=("hardware.processes", "parallelism.shard"),
+        )
     if mesh.replicate * mesh.shard != world:
         _refuse(
             ir,

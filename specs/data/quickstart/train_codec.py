@@ -1,9 +1,10 @@
-"""Train the codec that `model.audio_tokenizer: builtin:tiny` stands for, and write its weights into the package.
+"""Train the codec that `model.audio_tokenizer: builtin:tiny` stands for; write its weights into the package.
 
-Speaks random sequences of the vocalised words in ``sentences.txt`` with espeak-ng, in many voices, and fits the
-codec to them: reconstruction in log-mel and STFT magnitude at five resolutions, residual vector quantization with
-moving-average codebooks (van den Oord et al. 2017; Zeghidour et al. 2021). No adversary, so voices buzz.
-A quarter of an hour on one CPU thread; needs the ``espeak-ng`` binary, soundfile and soxr.
+Speaks random sequences of the vocalised words in ``sentences.txt`` with espeak-ng, in nine voices, and fits
+the codec to them: reconstruction in log-mel and STFT magnitude at five resolutions, residual vector
+quantization with moving-average codebooks (van den Oord et al. 2017; Zeghidour et al. 2021). There is no
+adversary, so voices buzz. A quarter of an hour on one CPU thread; needs the ``espeak-ng`` binary, soundfile
+and soxr.
 
     python specs/data/quickstart/train_codec.py --minutes 13
 """
@@ -47,7 +48,14 @@ def speak(clips: int) -> list[Tensor]:
     words = [word for line in lines if line and line[0] != "#" for word in line.split("\t")[-1].split()]
     waves = []
     for _ in range(clips):
-        options = ["-v", draw.choice(VARIANTS), "-p", str(draw.randint(15, 80)), "-s", str(draw.randint(140, 185))]
+        options = [
+            "-v",
+            draw.choice(VARIANTS),
+            "-p",
+            str(draw.randint(15, 80)),
+            "-s",
+            str(draw.randint(140, 185)),
+        ]
         text = " ".join(draw.sample(words, draw.randint(5, 9)))
         wav = subprocess.run(["espeak-ng", *options, "--stdout", text], capture_output=True, check=True).stdout
         wave, rate = soundfile.read(io.BytesIO(wav), dtype="float32")
@@ -224,6 +232,8 @@ def train(model: Any, waves: list[Tensor], minutes: float) -> None:
         step += 1
         if step % 50 == 0:
             print(f"step {step}  {progress:4.0%}  log-mel {smooth:.3f}  commitment {commitment:.4f}", flush=True)
+    if not averages:
+        raise SystemExit(f"{minutes} minutes were {step} steps: the quantizer starts after {CONTINUOUS_STEPS}")
 
 
 def write(model: Any, path: Path) -> None:

@@ -58,12 +58,18 @@ def _block(diagnostic: Diagnostic, palette: Palette, cwd: Path | None) -> str:
     lines = [f"{head}: {palette.paint(diagnostic.message, 'bold')}"]
     labels = [label for label in (diagnostic.primary, *diagnostic.secondary) if label.span.source.text]
     gutter = max((len(str(label.span.line)) for label in labels), default=1)
-    place = f"{display_name(span.source, cwd)}:{span.line}:{span.column}" if span.source.text else display_name(span.source, cwd)
+    place = (
+        f"{display_name(span.source, cwd)}:{span.line}:{span.column}"
+        if span.source.text
+        else display_name(span.source, cwd)
+    )
     lines.append(f"{' ' * gutter}{palette.paint('-->', 'gutter')} {place}")
     bar = palette.paint("|", "gutter")
     if labels:
         lines.append(f"{' ' * gutter} {bar}")
-    same_file = sorted((label for label in labels if label.span.source is span.source), key=lambda l: l.span.start)
+    same_file = sorted(
+        (label for label in labels if label.span.source is span.source), key=lambda label: label.span.start
+    )
     for label in same_file:
         lines += _excerpt(label, label is diagnostic.primary, gutter, palette)
     for label in labels:

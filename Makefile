@@ -1,0 +1,46 @@
+# The two commands: `make demo` and `make test`. Both make their own environment in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint unit generated bench clean tools
+
+demo: $(VENV)/installed
+	$(BIN)/higgsc run specs/quickstart.yaml
+
+test: $(VENV)/installed tools lint unit
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/higgsc build --check specs/*.yaml
+
+unit: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2
+
+generated: $(VENV)/installed
+	$(BIN)/higgsc build specs/*.yaml
+
+# torchx pins an old urllib3, so the comparison has an environment of its own.
+bench: $(VENV)/installed
+	$(PYTHON) -m venv .venv-torchx
+	.venv-torchx/bin/python -m pip install --quiet torchx==0.7.0
+	$(BIN)/python benchmarks/build.py --torchx .venv-torchx/bin/torchx
+
+# The tests run shellcheck on every script that is emitted.
+tools:
+	@command -v shellcheck >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] || { echo "please install shellcheck (apt-get install shellcheck)" >&2; exit 1; }; \
+	  apt-get update -qq && apt-get install -y -qq shellcheck; }
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "higgsc needs Python 3.11 or newer; name one with: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venv-torchx runs dist build

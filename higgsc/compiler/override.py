@@ -1,0 +1,92 @@
+"""`--set key=value` on the command line: typed like the spec, and with a place to point at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
+from higgsc.compiler.position import COMMAND_LINE, SourceFile, Span
+from higgsc.compiler.source import Node, parse
+
+
+def apply_overrides(tree: Node, overrides: tuple[str, ...], sink: Sink) -> Node:
+    """The tree with each `key.path=value` put in; later ones win.
+
+    The value is YAML: `lora.rank=16` is a number, `lora.heads=[audio]` a list. Whether the key exists and the type
+    is right is for the schema to say; the tree only has to have mappings where the path goes.
+    """
+    for text in overrides:
+        source = SourceFile(Path(COMMAND_LINE), COMMAND_LINE, text)
+        key, equals, _ = text.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            whole = Label(Span(source, 0, len(text)))
+            sink.add(Diagnostic("HC202", f"`{text}` is not of the form key.path=value", whole, help="lora.rank=16"))
+            continue
+        node = _value(source, len(key) + 1, sink)
+        if node is not None:
+            tree = put(tree, _spanned(source, parts), node, sink)
+    return tree
+
+
+def put(tree: Node, keys: list[tuple[str, Span]], value: Node, sink: Sink) -> Node:
+    """The tree with a value at a path, whatever was there; mappings on the way are made."""
+    (name, span), *rest = keys
+    if tree.value is None:
+        tree = replace(tree, value={})
+    if not isinstance(tree.value, Mapping):
+        sink.add(
+            Diagnostic(
+                "HC202",
+                f"`{name}` cannot be set inside a value that is not a mapping",
+                Label(span),
+                secondary=(Label(tree.span, "this value"),),
+            )
+        )
+        return tree
+    below = tree.value.get(name, Node({}, span, span))
+    if rest:
+        child = put(below, rest, value, sink)
+    else:
+        child = replace(value, key_span=span, below=tree.value.get(name))
+    return replace(tree, value={**tree.value, name: child})
+
+
+def _value(source: SourceFile, start: int, sink: Sink) -> Node | None:
+    """The text behind `=` read as YAML, with spans in the whole text."""
+    head = "value: "
+    inner = Sink()
+    tree = parse(SourceFile(source.path, source.name, head + source.text[start:]), inner)
+    if tree is None:
+        place = Label(Span(source, start, len(source.text)))
+        sink.add(Diagnostic("HC202", f"the value is {inner.diagnostics[0].message}", place))
+        return None
+    node = tree.get("value")
+    return _moved(node, source, start - len(head)) if node is not None else None
+
+
+def _moved(node: Node, source: SourceFile, by: int) -> Node:
+    """The same tree in another text, `by` code points further on."""
+
+    def move(span: Span) -> Span:
+        return Span(source, max(0, span.start + by), max(0, span.end + by))
+
+    value = node.value
+    if isinstance(value, Mapping):
+        value = {name: _moved(child, source, by) for name, child in value.items()}
+    elif isinstance(value, tuple):
+        value = tuple(_moved(child, source, by) for child in value)
+    return Node(value, move(node.span), move(node.key_span) if node.key_span else None)
+
+
+def _spanned(source: SourceFile, parts: list[str]) -> list[tuple[str, Span]]:
+    """The words of a dotted key, each with its place."""
+    placed, start = [], 0
+    for part in parts:
+        word = part.strip()
+        at = source.text.index(word, start)
+        placed.append((word, Span(source, at, at + len(word))))
+        start = at + len(word)
+    return placed

@@ -1,0 +1,103 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from higgsc.contract.outcome import ExitCode, StepError
+
+_REFUSED = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+)
+"""What a file system answers when it will not take the folder: a user's matter, not a defect."""
+
+
+@contextmanager
+def publish_folder(folder: Path, *, marker: str) -> Iterator[Path]:
+    """Give out an empty folder to write into, and put it in place when the block ends well.
+
+    The folder lies beside its destination, as `.<name>.partial`, so that putting it in place is a rename. When
+    the block raises, whatever it is, nothing is left. After a killed process the partial folder is left; the
+    next call removes it.
+
+    Args:
+        folder: The destination. An earlier result is replaced, and stays until the new one is complete.
+        marker: Name of a file that every such result holds. A folder without it was made by something else
+            and is never replaced.
+
+    Raises:
+        StepError: The destination holds something else (2), or the disk is full or not writable (74).
+    """
+    if folder.exists() and not (folder / marker).is_file() and not _is_empty_folder(folder):
+        raise StepError(
+            f"already exists and was not written by this step (it holds no {marker})",
+            code=ExitCode.USAGE,
+            path=folder,
+            help="name another folder, or move this one away",
+        )
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        _remove(partial)
+        partial.mkdir(parents=True)
+        yield partial
+        _flush_tree(partial)
+        _put_in_place(partial, folder)
+    except OSError as error:
+        _remove(partial)
+        if error.errno in _REFUSED:
+            raise StepError(
+                f"cannot write: {error.strerror}",
+                code=ExitCode.IO,
+                path=error.filename or folder,
+                help="nothing was left behind; make room or name another folder",
+            ) from error
+        raise
+    except BaseException:  # an interruption counts: whatever the cause, no half of a result stays
+        _remove(partial)
+        raise
+
+
+def _is_empty_folder(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    # A rename cannot replace a folder that holds files, so the old result steps aside first.
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    _remove(replaced)
+    if folder.exists():
+        folder.rename(replaced)
+    partial.rename(folder)
+    _flush(folder.parent)
+    _remove(replaced)
+
+
+def _flush_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _flush(path)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
