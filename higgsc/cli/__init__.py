@@ -17,7 +17,8 @@ COMMANDS = {
     "run": "Build a spec and carry its plan out on this machine.",
     "merge": "Fold a LoRA adapter into its base model.",
     "generate": "Speak a text in the voice of a recording.",
-    "explain": "Explain a diagnostic code.",
+    "explain": "Explain a diagnostic code, or where a value came from.",
+    "schema": "Print the JSON Schema of specs, for editors.",
     "run-step": "Carry out one job file (what the emitted scripts call).",
 }
 

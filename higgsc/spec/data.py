@@ -37,9 +37,13 @@ class Limits(SpecModel):
 
 
 class Data(SpecModel):
+    """What the model learns from."""
+
     train: tuple[Source, ...] = Field(min_length=1)
     """Files of samples."""
     validation: Validation = Validation()
+    """Samples held out from training."""
     limits: Limits = Limits()
+    """Which samples are fit for training."""
     store: FilePath | None = None
     """Folder of the encoded samples; `<output>/store` if not given."""

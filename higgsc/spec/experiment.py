@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
 
 from higgsc.spec.base import EnvironmentName, FilePath, Name, SpecModel
 from higgsc.spec.data import Data
@@ -14,6 +16,7 @@ class Model(SpecModel):
     """The frozen weights that the adapter is trained on."""
 
     family: Literal["higgs-audio-v2"]
+    """The architecture: says which modules exist and what shapes they have."""
     base: FilePath = "bosonai/higgs-audio-v2-generation-3B-base"
     """Hub id, local folder, or `builtin:tiny` (random weights, for trying things out)."""
     revision: str | None = None
@@ -21,6 +24,7 @@ class Model(SpecModel):
     audio_tokenizer: FilePath = "bosonai/higgs-audio-v2-tokenizer"
     """Hub id, local folder, or `builtin:tiny`."""
     audio_tokenizer_revision: str | None = None
+    """Commit of the audio tokenizer's repository."""
 
 
 class Experiment(SpecModel):
@@ -30,30 +34,40 @@ class Experiment(SpecModel):
     folder of that name."""
 
     apiVersion: Literal["higgsc/v1"]  # noqa: N815 - the users' spelling
+    """Version of the language."""
     name: Name
     """Names the folder of the build, the run and the jobs."""
     extends: FilePath | tuple[FilePath, ...] | None = None
     """Specs that this one builds on, relative to this file; later ones win, this file wins over all."""
     model: Model
+    """The frozen weights that the adapter is trained on."""
     data: Data
+    """What the model learns from."""
     lora: Lora = Lora()
+    """The adapter: where, how large."""
     hardware: Hardware
     """`8xH200`, `2x8`, `2x8xH100`, `1xCPU`, or a mapping with `nodes`, `gpus_per_node` and `gpu`."""
     parallelism: Parallelism = Parallelism()
+    """How the processes divide the work."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Number format of the frozen base; adapters and optimizer are kept in fp32."""
     training: Training
+    """Length, batch, learning rate."""
     loss: Loss = Loss()
+    """Weights of the losses."""
     checkpoint: Checkpoint = Checkpoint()
+    """How often the adapter is saved and validated."""
     merge: Merge | None = Merge()
     """`null` leaves the adapter unmerged."""
     evaluate: Evaluate | None = Evaluate()
     """`null` leaves the merged model unevaluated."""
-    site: Site = Site()
+    site: Annotated[Site, BeforeValidator(lambda site: site, json_schema_input_type=Name | Site)] = Site()
+    """The cluster: the name of a file in `specs/sites/`, or its words themselves."""
     sweep: dict[str, tuple[Any, ...]] | None = None
     """Keys to lists of values, a plan for each combination; keys joined by commas change together."""
     secrets: tuple[EnvironmentName, ...] = ()
     """Names of environment variables that must be set where the jobs run."""
     output: FilePath | None = None
     """Folder of the run; `runs/<name>` if not given."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Decides the order of the samples, the held-out ones, the adapter's start and the sampling."""

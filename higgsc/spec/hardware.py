@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from higgsc.spec.base import Name, SpecModel, TimeLimit
 
-_SHAPE = re.compile(r"(?:(?P<nodes>[1-9][0-9]{0,3})x)?(?P<gpus>[1-9][0-9]{0,2})(?:x(?P<gpu>[A-Za-z][A-Za-z0-9-]*))?")
+_SHAPE = re.compile(r"(?:([1-9][0-9]{0,3})x)?([1-9][0-9]{0,2})(?:x([A-Za-z][A-Za-z0-9-]*))?")
 
 
 class HardwareShape(SpecModel):
@@ -43,15 +43,21 @@ def _read_shape(value: Any) -> Any:
     if isinstance(value, Mapping):
         return value
     match = _SHAPE.fullmatch(value) if isinstance(value, str) else None
-    if match is None or (match["nodes"] is None and match["gpu"] is None):
+    if match is None or (match[1] is None and match[3] is None):
         raise ValueError(
             f"`{value}` is not a hardware shape; write GPUs x type (`8xH200`), nodes x GPUs (`2x8`), "
             "nodes x GPUs x type (`2x8xH100`) or `1xCPU`"
         )
-    return {"nodes": int(match["nodes"] or 1), "gpus_per_node": int(match["gpus"]), "gpu": match["gpu"]}
+    return {"nodes": int(match[1] or 1), "gpus_per_node": int(match[2]), "gpu": match[3]}
 
 
-Hardware = Annotated[HardwareShape, BeforeValidator(_read_shape)]
+_SHORT_FORM = r"^[1-9][0-9]{0,3}x([1-9][0-9]{0,2}(x[A-Za-z][A-Za-z0-9-]*)?|[A-Za-z][A-Za-z0-9-]*)$"
+"""The same for editors: unlike `_SHAPE` it does not match a lone number."""
+
+_ShortForm = Annotated[
+    str, StringConstraints(pattern=_SHORT_FORM), Field(examples=["8xH200", "2x8", "2x8xH100", "1xCPU"])
+]
+Hardware = Annotated[HardwareShape, BeforeValidator(_read_shape, json_schema_input_type=_ShortForm | HardwareShape)]
 
 
 class Parallelism(SpecModel):
@@ -72,8 +78,11 @@ class Site(SpecModel):
     profile: Name | None = None
     """The file in `specs/sites/`, without `.yaml`."""
     partition: Name | None = None
+    """`#SBATCH --partition`."""
     account: Name | None = None
+    """`#SBATCH --account`: who pays."""
     qos: Name | None = None
+    """`#SBATCH --qos`: quality of service."""
     time_limit: TimeLimit = "24:00:00"
     """Longest time of one job in Slurm's notation, `[days-]hours:minutes[:seconds]`; 24 hours if not given."""
     cpus_per_node: int | None = Field(default=None, ge=1, le=1024)

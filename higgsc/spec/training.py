@@ -22,6 +22,7 @@ class Lora(SpecModel):
     heads: tuple[Literal["audio", "text"], ...] = ()
     """Output heads that get an adapter as well."""
     rank: int = Field(default=64, ge=1, le=1024)
+    """Inner dimension of the pair A, B that is added to a linear layer."""
     alpha: float = Field(default=128, gt=0)
     """The update is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -29,22 +30,30 @@ class Lora(SpecModel):
 
 
 class GlobalBatch(SpecModel):
+    """What one optimizer step sees."""
+
     samples: int = Field(ge=1)
     """Samples in one optimizer step, over all GPUs."""
 
 
 class MicroBatch(SpecModel):
+    """What one GPU processes at a time."""
+
     samples: int = Field(default=4, ge=1)
     """Samples that one GPU processes at a time, packed into one row without padding."""
 
 
 class Training(SpecModel):
+    """Length, batch and learning rate of the training (AdamW, betas 0.9 and 0.999)."""
+
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the training samples; give either `epochs` or `steps`."""
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; give either `epochs` or `steps`."""
     global_batch: GlobalBatch
+    """What one optimizer step sees."""
     micro_batch: MicroBatch = MicroBatch()
+    """What one GPU processes at a time. Accumulation is derived from the two."""
     learning_rate: float = Field(gt=0, le=1)
     """Peak learning rate of AdamW."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -52,9 +61,11 @@ class Training(SpecModel):
     decay: Literal["constant", "linear", "cosine"] = "cosine"
     """Course of the learning rate after the warm-up; `linear` and `cosine` end at 0."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of AdamW, on the adapter."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this L2 norm."""
     log_every_steps: int = Field(default=10, ge=1)
+    """Optimizer steps between two lines of metrics."""
 
 
 class Loss(SpecModel):
@@ -63,10 +74,14 @@ class Loss(SpecModel):
     The audio loss is the mean cross-entropy over all labelled codes, ln 1026 = 6.93 for a uniform guess."""
 
     text: float = Field(default=1.0, ge=0)
+    """Weight of the text loss: the target's audio begin, audio end and end-of-turn tokens."""
     audio: float = Field(default=1.0, ge=0)
+    """Weight of the audio loss."""
 
 
 class Checkpoint(SpecModel):
+    """How often the adapter is saved and validated, and what is kept."""
+
     every_steps: int = Field(default=500, ge=1)
     """Optimizer steps between two checkpoints; one more is written at the end."""
     keep_last: int = Field(default=3, ge=1)
@@ -74,6 +89,8 @@ class Checkpoint(SpecModel):
 
 
 class Merge(SpecModel):
+    """The model that is deployed: base plus adapter in one."""
+
     select: Literal["best", "last"] = "best"
     """The checkpoint to merge: lowest validation audio loss, or the newest."""
     dtype: Literal["bf16", "fp32"] = "bf16"
@@ -81,6 +98,8 @@ class Merge(SpecModel):
 
 
 class Evaluate(SpecModel):
+    """What is measured on held-out samples at the end."""
+
     samples: int = Field(default=8, ge=0)
     """Held-out prompts that the merged model speaks; 0 only measures the loss."""
     temperature: float = Field(default=0.7, ge=0, le=2)
