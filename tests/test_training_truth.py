@@ -139,9 +139,7 @@ def write_sample(root: Path) -> None:
 
 
 def jobs() -> tuple[PrepareJob, TrainJob, MergeJob]:
-    model = ModelRef(
-        base="builtin:tiny", revision=None, audio_tokenizer="builtin:tiny", audio_tokenizer_revision=None
-    )
+    model = ModelRef(base="builtin:tiny", revision=None, audio_tokenizer="builtin:tiny", audio_tokenizer_revision=None)
     shapes = [
         shape
         for name, shape in TINY.linear_modules().items()

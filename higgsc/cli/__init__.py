@@ -18,6 +18,7 @@ COMMANDS = {
     "merge": "Fold a LoRA adapter into its base model.",
     "generate": "Speak a text in the voice of a recording.",
     "explain": "Explain a diagnostic code, or where a value came from.",
+    "diff": "Show what changed between two specs or git revisions, and what it means.",
     "schema": "Print the JSON Schema of specs, for editors.",
     "run-step": "Carry out one job file (what the emitted scripts call).",
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from higgsc.cli.compiling import relative
+from higgsc.cli.quiet import quiet_libraries
 
 
 @click.command("generate")
@@ -33,6 +34,7 @@ def command(
     device: str,
 ) -> None:
     """Speak TEXT in the voice of a recording."""
+    quiet_libraries()
     from higgsc.data.audio import write_wav
     from higgsc.deploy.generate import Speaker
 
@@ -40,4 +42,4 @@ def command(
     speech = speaker.speak(reference, reference_text, text, seed=seed, temperature=temperature, max_seconds=max_seconds)
     write_wav(output, speech.wave)
     end = "" if speech.finished else f", cut off at {max_seconds:g} s without end-of-stream"
-    click.echo(f"{relative(output)}: {len(speech.codes) / 25:.2f} s{end}")
+    click.echo(f"{relative(output)}: {speech.seconds:.2f} s{end}")

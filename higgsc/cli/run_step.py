@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
 import click
 
+from higgsc.cli.quiet import quiet_libraries
 from higgsc.contract import jobs
 from higgsc.contract.jobs import StepContext, load_job
 from higgsc.contract.outcome import StepResult
@@ -17,6 +19,9 @@ from higgsc.contract.receipts import receipt_path, write_receipt
 @click.argument("job_file", type=click.Path(path_type=Path))
 def command(job_file: Path) -> None:
     """Carry out JOB_FILE. Under torchrun, one process of it."""
+    quiet_libraries()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     job = load_job(job_file)
     context = StepContext.of(job_file, job)
     run = context.path(job.run)

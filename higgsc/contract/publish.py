@@ -84,7 +84,12 @@ def _put_in_place(partial: Path, folder: Path) -> None:
     _remove(replaced)
     if folder.exists():
         folder.rename(replaced)
-    partial.rename(folder)
+    try:
+        partial.rename(folder)
+    except BaseException:  # an interruption here must not cost the old result either
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        raise
     _flush(folder.parent)
     _remove(replaced)
 

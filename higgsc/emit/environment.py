@@ -13,7 +13,7 @@ def environment(step: Step, site: SitePlan) -> dict[str, str]:
     GPU's memory (PyTorch, CUDA semantics: memory management).
     """
     variables = {"PYTHONUNBUFFERED": "1"}
-    if site.cpus_per_node is not None and step.resources.world_size > 1:
+    if site.cpus_per_node is not None:
         variables["OMP_NUM_THREADS"] = str(max(1, site.cpus_per_node // step.resources.processes_per_node))
     if step.resources.gpus_per_node:
         variables["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"

@@ -72,8 +72,8 @@ class Parallelism(SpecModel):
 class Site(SpecModel):
     """What belongs to a cluster rather than to an experiment.
 
-    Usually kept in `specs/sites/NAME.yaml` and chosen with `site: NAME`. Values given beside `profile` win over those of
-    the file."""
+    Usually kept in `specs/sites/NAME.yaml` and chosen with `site: NAME`. Values given beside `profile` win over
+    those of the file."""
 
     profile: Name | None = None
     """The file in `specs/sites/`, without `.yaml`."""

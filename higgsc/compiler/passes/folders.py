@@ -11,13 +11,14 @@ def folders(ir: Ir, sink: Sink) -> Ir:
 
     The points of a sweep share neither: a given output gets a folder for each of them.
     """
-    if ir.spec.output is None:
+    output = ir.spec.output
+    if output is None:
         ir = ir.derive("output", f"runs/{ir.spec.name}", "runs/<name>", by="folders", inputs=("name",))
     elif ir.swept:
-        folder = f"{ir.spec.output.rstrip('/')}/{ir.spec.name}"
+        folder = f"{output.rstrip('/')}/{ir.spec.name}"
         ir = ir.derive("output", folder, "<output>/<name of the point>", by="folders")
     else:
-        ir = ir.derive("output", ir.spec.output.rstrip("/"), "as given", by="folders")
+        ir = ir.derive("output", output.rstrip("/"), "as given", by="folders")
     if ir.spec.data.store is None:
         return ir.derive("data.store", f"{ir.text('output')}/store", "<output>/store", by="folders", inputs=("output",))
     return ir.derive("data.store", ir.spec.data.store.rstrip("/"), "as given", by="folders")

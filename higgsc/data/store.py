@@ -1,0 +1,295 @@
+"""The store: what `prepare` writes and everything after it reads, a folder of flat files.
+
+| file           | content                                                                                |
+|----------------|----------------------------------------------------------------------------------------|
+| codes.u16      | `[F, 8]` little-endian uint16: the codes of all clips, end to end, without delay       |
+| text.u32       | `[W]` little-endian uint32: the token ids of all samples, end to end                   |
+| clips.npy      | one row a clip: where it starts in codes.u16 and its frames, see `CLIP_ROW`            |
+| samples.npy    | one row a sample, see `SAMPLE_ROW`                                                     |
+| samples.jsonl  | one line a sample: id, speaker, texts, audio files, and where in the data it came from |
+| rejected.jsonl | one line a sample that was left out: id, file, line, reason                            |
+| store.json     | schema, counts, speakers, what made it, and size and SHA-256 of every other file       |
+
+A clip lies in the store once, however many samples use it. The folder is put in place whole, by
+`publish_folder`, and equal inputs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from higgsc.catalog.codec import CODEBOOKS, EXTRA_ROWS_PER_CLIP
+from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.contract.publish import publish_folder
+from higgsc.contract.receipts import sha256_file
+from higgsc.data.layout import Segments
+
+STORE_SCHEMA = "higgsc.store/v1"
+STORE_FILE = "store.json"
+_FILES = ("codes.u16", "text.u32", "clips.npy", "samples.npy", "samples.jsonl", "rejected.jsonl")
+
+CLIP_ROW = np.dtype([("offset", "<i8"), ("frames", "<i4")])
+
+SAMPLE_ROW = np.dtype(
+    [
+        ("text", "<i8"),  # where the sample's ids start in text.u32: prefix, middle and suffix, in this order
+        ("prefix", "<i4"),  # number of ids
+        ("middle", "<i4"),
+        ("suffix", "<i4"),
+        ("reference", "<i4"),  # row of clips.npy
+        ("target", "<i4"),
+        ("speaker", "<i4"),  # index into `speakers` of store.json
+        ("validation", "?"),
+        ("record", "<i8"),  # where the sample's line starts in samples.jsonl, in bytes
+    ]
+)
+
+Ids = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSample:
+    """One sample, ready to be made a training sequence."""
+
+    id: str
+    speaker: str
+    prefix: Ids
+    """Token ids before the reference's rows; see `higgsc.data.layout.Segments`."""
+    middle: Ids
+    suffix: Ids
+    reference: Codes
+    """Codes of the reference, `[T, 8]`."""
+    target: Codes
+    """Codes of the target, `[T, 8]`."""
+
+
+class StoreWriter:
+    """Writes a store; a context manager. Only a block that ends well leaves a folder at the destination.
+
+    Codes go to disk as they come. What is kept in memory is one small row a clip and a sample.
+    """
+
+    def __init__(self, path: Path, *, made_by: Mapping[str, Any]) -> None:
+        """Prepare to write; nothing is touched before the `with` block.
+
+        Args:
+            path: The destination; an earlier store there is replaced at the end.
+            made_by: What the content depends on (base, codec, seed); goes to store.json as it is.
+        """
+        self._path = path
+        self._made_by = dict(made_by)
+        self._clips: list[tuple[int, int]] = []
+        self._samples: list[tuple[int, int, int, int, int, int, int, bool, int]] = []
+        self._speakers: dict[str, int] = {}
+        self._frames = self._words = self._record_bytes = self._rejected = 0
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._folder = stack.enter_context(publish_folder(self._path, marker=STORE_FILE))
+            self._codes: BinaryIO = stack.enter_context((self._folder / "codes.u16").open("wb"))
+            self._text: BinaryIO = stack.enter_context((self._folder / "text.u32").open("wb"))
+            self._records: BinaryIO = stack.enter_context((self._folder / "samples.jsonl").open("wb"))
+            self._rejects: BinaryIO = stack.enter_context((self._folder / "rejected.jsonl").open("wb"))
+            stack.push(self._finish)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def add_clip(self, codes: Codes) -> int:
+        """Append a clip of codes `[T, 8]`, each below 1024; returns its number, which samples refer to."""
+        if codes.ndim != 2 or codes.shape[1] != CODEBOOKS or not len(codes) or codes.dtype != np.uint16:
+            raise ValueError(f"a clip is uint16 [T >= 1, {CODEBOOKS}], not {codes.dtype} {list(codes.shape)}")
+        self._codes.write(codes.astype("<u2").tobytes())
+        self._clips.append((self._frames, len(codes)))
+        self._frames += len(codes)
+        return len(self._clips) - 1
+
+    def add_sample(
+        self,
+        segments: Segments,
+        *,
+        reference: int,
+        target: int,
+        speaker: str,
+        validation: bool,
+        record: Mapping[str, Any],
+    ) -> None:
+        """Append a sample; `reference` and `target` are numbers of clips, `record` goes to samples.jsonl."""
+        if "id" not in record:
+            raise ValueError("the record of a sample has an id")
+        parts = (segments.prefix, segments.middle, segments.suffix)
+        for part in parts:
+            self._text.write(part.astype("<u4").tobytes())
+        lengths = (len(parts[0]), len(parts[1]), len(parts[2]))
+        number = self._speakers.setdefault(speaker, len(self._speakers))
+        self._samples.append((self._words, *lengths, reference, target, number, validation, self._record_bytes))
+        self._words += sum(lengths)
+        self._record_bytes += self._records.write(_line({**record, "speaker": speaker}))
+
+    def reject(self, record: Mapping[str, Any]) -> None:
+        """Name a sample that is left out."""
+        self._rejects.write(_line(record))
+        self._rejected += 1
+
+    def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Runs before the files above are closed and the folder is put in place, unless the block failed.
+        if kind is not None:
+            return
+        for stream in (self._codes, self._text, self._records, self._rejects):
+            stream.close()
+        if not self._samples:
+            raise ValueError("a store holds at least one sample")
+        rows = np.array(self._samples, dtype=SAMPLE_ROW)
+        np.save(self._folder / "clips.npy", np.array(self._clips, dtype=CLIP_ROW))
+        np.save(self._folder / "samples.npy", rows)
+        held_out = int(rows["validation"].sum())
+        description = {
+            "schema": STORE_SCHEMA,
+            "counts": {
+                "samples": len(rows),
+                "train": len(rows) - held_out,
+                "validation": held_out,
+                "rejected": self._rejected,
+                "clips": len(self._clips),
+                "frames": self._frames,
+                "text_ids": self._words,
+            },
+            "made_by": self._made_by,
+            "speakers": list(self._speakers),
+            "files": {
+                name: {
+                    "size": (self._folder / name).stat().st_size,
+                    "sha256": sha256_file(self._folder / name),
+                }
+                for name in _FILES
+            },
+        }
+        text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+        (self._folder / STORE_FILE).write_text(text, "utf-8")
+
+
+class Store:
+    """A store opened for reading. Codes, ids and records are memory-mapped: many processes share one copy."""
+
+    def __init__(self, path: Path, description: Mapping[str, Any]) -> None:
+        self.path = path
+        self.made_by: Mapping[str, Any] = description["made_by"]
+        """What the content depends on: `base`, `revision`, `codec` (a fingerprint), `seed` and more."""
+        self.counts: Mapping[str, int] = description["counts"]
+        self.speakers: list[str] = description["speakers"]
+        self._codes = np.memmap(path / "codes.u16", dtype="<u2", mode="r").reshape(-1, CODEBOOKS)
+        self._text = np.memmap(path / "text.u32", dtype="<u4", mode="r")
+        self._clips = np.load(path / "clips.npy")
+        self._samples = np.load(path / "samples.npy")
+        self._records = np.memmap(path / "samples.jsonl", dtype=np.uint8, mode="r")
+        self.train: npt.NDArray[np.int64] = np.flatnonzero(~self._samples["validation"])
+        """Numbers of the samples to train on, ascending."""
+        self.validation: npt.NDArray[np.int64] = np.flatnonzero(self._samples["validation"])
+        """Numbers of the samples held out, ascending."""
+        self.target_frames: npt.NDArray[np.int64] = self._frames_of("target")
+        """Frames of each sample's target, `[n]`."""
+        texts = sum(self._samples[part].astype(np.int64) for part in ("prefix", "middle", "suffix"))
+        self.lengths: npt.NDArray[np.int64] = (
+            texts + self._frames_of("reference") + self.target_frames + 2 * EXTRA_ROWS_PER_CLIP
+        )
+        """Positions of each sample's full sequence, audio rows and text, `[n]`."""
+
+    @classmethod
+    def open(cls, path: Path, *, verify: bool = False) -> Store:
+        """Open a store.
+
+        Args:
+            path: Its folder.
+            verify: Also compare the SHA-256 of every file, which reads all of them.
+
+        Raises:
+            StepError: There is none (66), or a file is missing, cut short or changed (65).
+        """
+        try:
+            description = json.loads((path / STORE_FILE).read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise StepError(
+                "there is no store here",
+                code=ExitCode.MISSING_INPUT,
+                path=path,
+                help="run the prepare step first",
+            ) from error
+        except (OSError, ValueError) as error:
+            raise _damaged(path / STORE_FILE, f"cannot be read ({error})") from error
+        schema = description.get("schema") if isinstance(description, dict) else None
+        if schema != STORE_SCHEMA:
+            raise _damaged(path / STORE_FILE, f"is of schema {schema!r}, this version reads {STORE_SCHEMA!r}")
+        for name in _FILES:
+            file, expected = path / name, description["files"][name]
+            if not file.is_file():
+                raise _damaged(file, "is missing")
+            if file.stat().st_size != expected["size"]:
+                raise _damaged(file, f"has {file.stat().st_size} bytes, {STORE_FILE} says {expected['size']}")
+            if verify and sha256_file(file) != expected["sha256"]:
+                raise _damaged(file, f"is not the file that {STORE_FILE} describes (its SHA-256 differs)")
+        return cls(path, description)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def length(self, index: int) -> int:
+        """Positions of the full sequence of a sample."""
+        return int(self.lengths[index])
+
+    def sample(self, index: int) -> StoredSample:
+        """One sample by its number, `0` to `len(store) - 1`."""
+        row = self._samples[index]
+        record = self.record(index)
+        lengths = [int(row[part]) for part in ("prefix", "middle", "suffix")]
+        start = int(row["text"])
+        ids = self._text[start : start + sum(lengths)].astype(np.int64)
+        prefix, middle, suffix = np.split(ids, np.cumsum(lengths)[:-1])
+        return StoredSample(
+            id=record["id"],
+            speaker=self.speakers[int(row["speaker"])],
+            prefix=prefix,
+            middle=middle,
+            suffix=suffix,
+            reference=self._clip(int(row["reference"])),
+            target=self._clip(int(row["target"])),
+        )
+
+    def record(self, index: int) -> dict[str, Any]:
+        """A sample's line of samples.jsonl: id, speaker, texts, audio files and origin."""
+        start = int(self._samples["record"][index])
+        end = int(self._samples["record"][index + 1]) if index + 1 < len(self) else len(self._records)
+        record: dict[str, Any] = json.loads(self._records[start:end].tobytes())
+        return record
+
+    def _clip(self, number: int) -> Codes:
+        offset, frames = (int(value) for value in self._clips[number])
+        return np.array(self._codes[offset : offset + frames], dtype=np.uint16)
+
+    def _frames_of(self, clip: str) -> npt.NDArray[np.int64]:
+        frames: npt.NDArray[np.int64] = self._clips["frames"][self._samples[clip]].astype(np.int64)
+        return frames
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+
+def _damaged(file: Path, what: str) -> StepError:
+    return StepError(f"the store is damaged: this file {what}", path=file, help="run the prepare step again")

@@ -1,0 +1,216 @@
+"""A LoRA adapter in PEFT's format, read strictly: what cannot be merged exactly is refused by name.
+
+PEFT stores `adapter_config.json` and `adapter_model.safetensors`. A target module `m` of the base has two
+tensors, `base_model.model.<m>.lora_A.weight` [rank, in] and `base_model.model.<m>.lora_B.weight` [out, rank],
+and stands for `W + scale * B @ A`. The scale is alpha / rank, or alpha / sqrt(rank) with rsLoRA
+(https://arxiv.org/abs/2312.03732); `rank_pattern` and `alpha_pattern` override both per module.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from higgsc.contract.outcome import ExitCode, StepError
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
+
+_UNDERSTOOD = frozenset(
+    {
+        "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights", "bias",
+        # These say how the adapter was made or found, and change nothing about what it stands for.
+        "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+        "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout",
+        "eva_config", "megatron_core", "qalora_group_size", "runtime_config",
+    }
+)  # fmt: skip
+
+_INITIALISATIONS_THAT_KEEP_THE_BASE = (True, False, "gaussian", "orthogonal", "eva")
+"""The others (PiSSA, OLoRA, CorDA, LoftQ, ...) subtract the initial product from the base: W is not the base's."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraLayer:
+    """The adapter of one linear layer: `scale * B @ A` is added to the weight."""
+
+    module: str
+    """Path in the base model, such as `model.layers.0.self_attn.q_proj`."""
+    key_a: str
+    """Name of the tensor [rank, in] in the adapter's file."""
+    key_b: str
+    """Name of the tensor [out, rank]."""
+    shape: tuple[int, int]
+    """Shape of the weight it adds to: (out, in)."""
+    rank: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter on disk; `open_adapter` makes one."""
+
+    folder: Path
+    layers: Mapping[str, LoraLayer]
+    """By the name of the base's weight, such as `model.layers.0.self_attn.q_proj.weight`."""
+    base: str | None
+    """What it was trained on, if it says."""
+    revision: str | None
+
+    @property
+    def weights_path(self) -> Path:
+        return self.folder / WEIGHTS_FILE
+
+
+def open_adapter(folder: Path) -> Adapter:
+    """Read an adapter's configuration and the shapes of its tensors.
+
+    Raises:
+        StepError: A file is missing (66); or damaged, or the adapter is of a kind that has no exact merge into
+            linear layers (65).
+    """
+    config = _read_config(folder)
+    _refuse_other_kinds(config, folder / CONFIG_FILE)
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        raise StepError(
+            "the adapter's weights are pickled (adapter_model.bin), which can run code when read"
+            if pickled
+            else "the adapter's weights are missing",
+            code=ExitCode.MISSING_INPUT,
+            path=path,
+            help="load it with PEFT where you trust it and save it again with `safe_serialization=True`"
+            if pickled
+            else "an adapter folder holds adapter_config.json and adapter_model.safetensors",
+        )
+    shapes = _shapes(path)
+    layers: dict[str, LoraLayer] = {}
+    for key in shapes:
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise StepError(f"tensor {key!r} is not the A or B matrix of a linear layer", path=path)
+        module = match["module"]
+        if f"{module}.weight" not in layers:
+            layers[f"{module}.weight"] = _layer(module, key.rsplit(".lora_", 1)[0], shapes, config, path)
+    if not layers:
+        raise StepError("the adapter holds no tensors", path=path)
+    return Adapter(
+        folder=folder,
+        layers=layers,
+        base=config.get("base_model_name_or_path"),
+        revision=config.get("revision"),
+    )
+
+
+def _layer(
+    module: str, prefix: str, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], path: Path
+) -> LoraLayer:
+    keys = f"{prefix}.lora_A.weight", f"{prefix}.lora_B.weight"
+    for key in keys:
+        if key not in shapes:
+            raise StepError(f"tensor {key!r} is missing, while its other half is there", path=path)
+        if len(shapes[key]) != 2:
+            raise StepError(f"tensor {key!r} has shape {list(shapes[key])}, not two dimensions", path=path)
+    rank = _of_module("r", "rank_pattern", module, config)
+    alpha = _of_module("lora_alpha", "alpha_pattern", module, config)
+    (rank_a, columns), (rows, rank_b) = (shapes[key] for key in keys)
+    for key, found in zip(keys, (rank_a, rank_b), strict=True):
+        if found != rank:
+            raise StepError(
+                f"tensor {key!r} has shape {list(shapes[key])}, but {CONFIG_FILE} gives the layer rank {rank:g}",
+                path=path,
+            )
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return LoraLayer(module=module, key_a=keys[0], key_b=keys[1], shape=(rows, columns), rank=rank_a, scale=scale)
+
+
+def _of_module(default: str, patterns: str, module: str, config: Mapping[str, Any]) -> float:
+    # PEFT's rule (`get_pattern_key`): the first pattern that matches a dotted suffix of the path wins.
+    for pattern, value in (config.get(patterns) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return float(value)
+    return float(config[default])
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise StepError(
+            f"cannot read the adapter's configuration: {error.strerror}",
+            code=ExitCode.MISSING_INPUT,
+            path=path,
+            help="an adapter folder holds adapter_config.json and adapter_model.safetensors",
+        ) from error
+    except ValueError as error:
+        raise StepError(f"the adapter's configuration is not JSON: {error}", path=path) from error
+    if not isinstance(config, dict) or not all(
+        isinstance(config.get(key), int | float) and config[key] > 0 for key in ("r", "lora_alpha")
+    ):
+        raise StepError("not a LoRA configuration: `r` and `lora_alpha` have to be positive numbers", path=path)
+    return config
+
+
+def _refuse_other_kinds(config: Mapping[str, Any], path: Path) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise StepError(f"`peft_type` is {kind!r}; only LORA can be merged", path=path)
+    if config.get("bias", "none") != "none":
+        raise StepError(f"`bias` is {config['bias']!r}: trained biases are not merged", path=path)
+    if config.get("init_lora_weights", True) not in _INITIALISATIONS_THAT_KEEP_THE_BASE:
+        raise StepError(
+            f"`init_lora_weights` is {config['init_lora_weights']!r}, which changed the base before training",
+            path=path,
+            help="convert it to a plain LoRA with PEFT's `path_initial_model_for_weight_conversion`",
+        )
+    for key, value in config.items():
+        if key not in _UNDERSTOOD and value:
+            raise StepError(
+                f"`{key}` is {value!r}: an adapter that uses it cannot be merged exactly",
+                path=path,
+                help="plain LoRA on linear layers can be, with rsLoRA, rank and alpha patterns",
+            )
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise StepError(
+            f"the adapter's weights are damaged: {error}",
+            path=path,
+            help="restore the file, or pick another checkpoint",
+        ) from error
+
+
+def read_pair(adapter: Adapter, layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
+    """The matrices A [rank, in] and B [out, rank] of a layer, in float32.
+
+    Raises:
+        StepError: One of them holds a value that is not finite (65).
+    """
+    with safe_open(adapter.weights_path, "pt") as file:
+        pair = []
+        for key in (layer.key_a, layer.key_b):
+            tensor: torch.Tensor = file.get_tensor(key).float()
+            if not bool(torch.isfinite(tensor).all()):
+                raise StepError(
+                    f"tensor {key!r} holds values that are not finite",
+                    path=adapter.weights_path,
+                    help="the training diverged or the file is damaged; pick an earlier checkpoint",
+                )
+            pair.append(tensor)
+    return pair[0], pair[1]

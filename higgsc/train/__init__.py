@@ -1,0 +1,1 @@
+"""The runtime that job files drive: model, LoRA, loss, packing, checkpoints, loop, metrics."""

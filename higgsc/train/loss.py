@@ -1,0 +1,90 @@
+"""The training objective: cross-entropy of the target's codes and of the text tokens around it.
+
+The heads run at labelled positions only. Over all positions, the released model's text head alone would cost
+1.6 GFLOP per token and its logits gigabytes of memory, to be thrown away.
+
+The module returns sums, not means. An optimizer step divides them once, by the label counts of the whole global
+batch, so that every label weighs the same however the batch is split into micro-batches and processes:
+
+    objective = w_audio * sum(audio CE) / audio labels + w_text * sum(text CE) / text labels
+
+The audio loss is the mean over all labelled codes (ln 1026 = 6.93 for a uniform guess), not the sum of the eight
+codebooks' means that transformers' own `forward` returns.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from higgsc.contract.jobs import LossJob
+from higgsc.data.delay import IGNORE
+from higgsc.train.batches import PackedBatch
+
+
+class LossSums(NamedTuple):
+    """Cross-entropy, in nats, summed over labels."""
+
+    audio: Tensor
+    """float32 `[8]`, one sum per codebook."""
+    text: Tensor
+    """float32 scalar."""
+
+
+class LossModule(nn.Module):
+    """A Higgs Audio v2 model together with its loss.
+
+    Args:
+        model: `HiggsAudioV2ForConditionalGeneration` with its text head, or a PEFT model around one.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def causal(self) -> Any:
+        """The `HiggsAudioV2ForConditionalGeneration` inside."""
+        unwrap = getattr(self.model, "get_base_model", None)
+        return self.model if unwrap is None else unwrap()
+
+    def forward(self, batch: PackedBatch) -> LossSums:
+        """Sums of the cross-entropy over a packed row's labels; zeros (with gradient) where it has none."""
+        causal = self.causal
+        # No attention mask and no cache: either one would switch the block-diagonal mask of the packed row off.
+        hidden = causal.model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            audio_input_ids=batch.audio_input_ids,
+            audio_input_ids_mask=batch.audio_input_ids_mask,
+            attention_mask=None,
+            use_cache=False,
+        ).last_hidden_state[0]
+
+        codebooks = batch.audio_labels.shape[1]
+        audio_logits = causal.audio_lm_head(hidden[batch.audio_positions]).float()
+        audio = cross_entropy(
+            audio_logits.reshape(-1, audio_logits.shape[-1] // codebooks),
+            batch.audio_labels.reshape(-1),
+            ignore_index=IGNORE,
+            reduction="none",
+        )
+        text_logits = causal.text_lm_head(hidden[batch.text_positions]).float()
+        text = cross_entropy(text_logits, batch.text_labels, reduction="sum")
+        return LossSums(audio=audio.reshape(-1, codebooks).sum(dim=0), text=text)
+
+
+def objective(sums: LossSums, weights: LossJob, *, audio_labels: int, text_labels: int) -> Tensor:
+    """A micro-batch's share of the objective; the shares of a global batch add up to the objective.
+
+    Args:
+        sums: Cross-entropy of the micro-batch.
+        weights: Weights of the two losses.
+        audio_labels: Labelled codes of the global batch, over all codebooks.
+        text_labels: Labelled text tokens of the global batch.
+    """
+    audio = sums.audio.sum() / max(audio_labels, 1)
+    text = sums.text / max(text_labels, 1)
+    return weights.audio * audio + weights.text * text

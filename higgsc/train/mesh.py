@@ -1,0 +1,149 @@
+"""Training on several processes: a mesh of `replicate` by `shard`.
+
+Gradients are sums, never averages, because the objective already carries the label counts of the whole global
+batch (see `loss.py`).
+
+With `shard` 1 every process holds the whole base, and all that moves is one all-reduce of the adapter's gradients
+per optimizer step. FSDP2 would do as well, but with a shard group of one process it still copies the frozen base
+into its unsharded buffers (torch 2.13, `_fsdp_param_group.py`). With `shard` above 1, FSDP2 shards each decoder
+layer, and the rest as one more unit, within a shard group, and all-reduces gradients between the groups.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from higgsc.contract.jobs import MeshJob
+from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.train.loss import LossModule
+
+
+class Mesh:
+    """The processes of a training; with one process, everything here is a no-op.
+
+    Attributes:
+        device: Where this process computes.
+        rank: Number of this process.
+        world_size: Processes.
+    """
+
+    def __init__(self, job: MeshJob, *, device: torch.device, rank: int, devices: DeviceMesh | None) -> None:
+        self.device, self.rank, self.world_size = device, rank, job.replicate * job.shard
+        self._devices = devices
+        self._sharded = job.shard > 1
+
+    @classmethod
+    def single(cls, device: torch.device) -> Mesh:
+        """A mesh of this process alone."""
+        return cls(MeshJob(replicate=1, shard=1), device=device, rank=0, devices=None)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes and reports."""
+        return self.rank == 0
+
+    def distribute(self, module: LossModule) -> None:
+        """Shard a module's parameters, in place; to be done before an optimizer sees them."""
+        if not self._sharded:
+            return
+        for layer in module.causal.model.layers:
+            fully_shard(layer, mesh=self._devices)
+        fully_shard(module, mesh=self._devices)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss to call `backward` on; undoes the average that FSDP2 takes over the processes."""
+        # FSDP2's own switch for sums, set_gradient_divide_factor, needs an operation that gloo lacks.
+        return loss * self.world_size if self._sharded else loss
+
+    def accumulate(self, module: nn.Module, *, last: bool) -> None:
+        """Say before a micro-batch whether it is the last of its optimizer step: only then do gradients move."""
+        if self._sharded:
+            assert isinstance(module, FSDPModule), "distribute the module first"
+            module.set_requires_gradient_sync(last)
+
+    def reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Sum the gradients over the processes, after the last micro-batch; FSDP2 has already done it."""
+        if self._sharded or self.world_size == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        assert len(gradients) == len(parameters), "every adapter takes part in every batch"
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, summed in zip(gradients, torch.split(flat, sizes), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum a tensor over the processes."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def minimum(self, values: Tensor) -> Tensor:
+        """Element-wise minimum of a tensor over the processes."""
+        return self._reduced(values, dist.ReduceOp.MIN)
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """A parameter's full value on the CPU; every process has to ask for it."""
+        value = tensor.detach()
+        return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+
+    def _reduced(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        if self.world_size == 1:
+            return values
+        result = values.clone()
+        dist.all_reduce(result, operation)
+        return result
+
+
+@contextmanager
+def open_mesh(job: MeshJob, device_type: str, *, rank: int, world_size: int) -> Iterator[Mesh]:
+    """Join the processes that torchrun started (`gloo` on CPUs, `nccl` on GPUs), and leave them at the end.
+
+    Raises:
+        StepError: If there are more or fewer processes than the mesh needs, or if there is no GPU to use.
+    """
+    if job.replicate * job.shard != world_size:
+        raise StepError(
+            f"replicate({job.replicate}) * shard({job.shard}) = {job.replicate * job.shard} "
+            f"!= {world_size} process{'es' if world_size > 1 else ''}",
+            code=ExitCode.USAGE,
+            help=f"start it with torchrun and {job.replicate * job.shard} processes in all",
+        )
+    device = _pick_device(device_type)
+    if world_size == 1:
+        yield Mesh.single(device)
+        return
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    try:
+        devices = init_device_mesh(device_type, (job.replicate, job.shard), mesh_dim_names=("replicate", "shard"))
+        yield Mesh(job, device=device, rank=rank, devices=devices)
+    finally:
+        dist.destroy_process_group()
+
+
+def _pick_device(device_type: str) -> torch.device:
+    if device_type == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise StepError(
+            "the job trains on GPUs, but torch sees none on this machine",
+            code=ExitCode.MISSING_INPUT,
+            help="submit it to a machine with GPUs, or build the spec for CPUs",
+        )
+    local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise StepError(
+            f"process {local_rank} of this machine has no GPU of its own: torch sees {gpus}",
+            code=ExitCode.MISSING_INPUT,
+            help="start one process per GPU",
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

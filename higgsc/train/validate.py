@@ -1,0 +1,71 @@
+"""Teacher-forced losses over held-out samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from higgsc.catalog.codec import CODEBOOKS
+from higgsc.data.store import Store
+from higgsc.train.batches import pack
+from higgsc.train.loss import LossModule
+from higgsc.train.mesh import Mesh
+from higgsc.train.sequence import AudioTokens, build_sequence, label_counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationLosses:
+    """Mean cross-entropy over the labels of a set of samples, in nats."""
+
+    audio: float
+    """Over all labelled codes."""
+    text: float
+    """Over the labelled text tokens."""
+    audio_codebooks: tuple[float, ...]
+    """The audio loss of each codebook; their mean is `audio`."""
+
+
+@torch.no_grad()
+def validation_losses(
+    module: LossModule,
+    store: Store,
+    indices: NDArray[np.int64],
+    *,
+    mesh: Mesh,
+    micro_samples: int,
+    autocast: torch.dtype | None = None,
+) -> ValidationLosses:
+    """Mean losses over samples of a store; every process has to ask, and gets the same.
+
+    Args:
+        module: The model with its loss; its mode (training, evaluation) is put back afterwards.
+        store: Where the samples lie.
+        indices: Samples, at least one.
+        mesh: The processes that share the work.
+        micro_samples: Samples packed into one row.
+        autocast: Compute dtype of the forward pass, or None to use the parameters' own.
+    """
+    tokens = AudioTokens.of(module.causal.config)
+    sums = torch.zeros(CODEBOOKS + 1, dtype=torch.float64, device=mesh.device)
+    was_training = module.training
+    module.eval()
+    rows = [indices[start : start + micro_samples] for start in range(0, len(indices), micro_samples)]
+    for first in range(0, len(rows), mesh.world_size):
+        # Sharded processes have to run forward together: one that has no row left repeats the last, uncounted.
+        mine = min(first + mesh.rank, len(rows) - 1)
+        batch = pack([build_sequence(store.sample(int(index)), tokens) for index in rows[mine]])
+        with torch.autocast(mesh.device.type, autocast, enabled=autocast is not None):
+            row_sums = module(batch.to(mesh.device))
+        if mine == first + mesh.rank:
+            sums += torch.cat((row_sums.audio, row_sums.text[None]))
+    module.train(was_training)
+
+    *audio, text = mesh.sum(sums).tolist()
+    audio_labels, text_labels = (
+        int(np.sum(counts)) for counts in label_counts(np.asarray(store.target_frames)[indices])
+    )
+    codebooks = tuple(value / (audio_labels // CODEBOOKS) for value in audio)
+    return ValidationLosses(audio=sum(codebooks) / CODEBOOKS, text=text / text_labels, audio_codebooks=codebooks)
