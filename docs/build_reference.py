@@ -30,7 +30,7 @@ def _codes() -> str:
     lines = [
         "# Diagnostic codes",
         "",
-        "Generated from `higgsc/compiler/codes.py` by `docs/build_reference.py`. `higgsc explain HC501` prints an entry.",
+        "Generated from `higgsc/compiler/codes.py` by `docs/build_reference.py`. `higgsc explain HC501` prints one.",
         "`tests/fixtures/diagnostics/` holds a spec that provokes each of them, with the message that it gets.",
     ]
     for code, entry in CODES.items():

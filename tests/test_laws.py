@@ -99,18 +99,13 @@ def test_law_4_a_build_does_not_depend_on_where_it_runs(tmp_path: Path) -> None:
         "import sys; from pathlib import Path\n"
         "from higgsc.compiler.compile import compile_spec\n"
         "from higgsc.emit.build import builds_of, emit_all\n"
-        f"sys.stdout.write(emit_all(builds_of(compile_spec(Path({str(ROOT / 'specs/arabic.yaml')!r})))[0])['higgsc.lock'])"
+        f"(build,) = builds_of(compile_spec(Path({str(ROOT / 'specs/arabic.yaml')!r})))\n"
+        "sys.stdout.write(emit_all(build)['higgsc.lock'])"
     )
     locks = set()
     for seed, zone, cwd in (("1", "UTC", ROOT), ("2", "Asia/Riyadh", tmp_path)):
-        environment = {
-            **os.environ,
-            "PYTHONHASHSEED": seed,
-            "TZ": zone,
-            "LC_ALL": "C",
-            "USER": seed,
-            "PYTHONPATH": str(ROOT),
-        }
+        places = {"TZ": zone, "LC_ALL": "C", "USER": seed, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, **places, "PYTHONHASHSEED": seed}
         result = subprocess.run(
             [sys.executable, "-c", program], cwd=cwd, env=environment, capture_output=True, text=True, check=True
         )

@@ -20,7 +20,7 @@ JOB_SCHEMA: Literal["higgsc.job/v1"] = "higgsc.job/v1"
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class ModelRef(_Frozen):
@@ -145,12 +145,13 @@ class MergeJob(JobBase):
 
 
 class EvaluateJob(JobBase):
-    """Speak held-out prompts with the merged model; compare its validation loss with the base's."""
+    """Speak prompts with the merged model; compare its validation loss with the base's."""
 
     step: Literal["evaluate"] = "evaluate"
     store: str
     merged: str
     samples: int
+    prompts: Literal["held-out", "training"]
     temperature: float
     evaluation: str
 

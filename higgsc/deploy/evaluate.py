@@ -1,8 +1,8 @@
-"""The evaluate step: what training changed, in figures and to listen to, on samples the adapter never saw.
+"""The evaluate step: what training changed, in figures and to listen to.
 
 Two things are measured. Teacher-forced losses of base and merged model on the store's validation samples, which
-say whether the merged model predicts held-out speech better. And some of those samples spoken from their prompts
-alone, which says whether it speaks at all, and stops.
+say whether the merged model predicts held-out speech better. And some prompts spoken, held-out ones or those of the
+training, which says whether it speaks at all, and stops.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpokenSample:
-    """One held-out prompt, spoken by the merged model."""
+    """One prompt, spoken by the merged model."""
 
     id: str
     speaker: str
@@ -56,7 +56,7 @@ class SpokenSample:
     """Whether the model ended by itself within `max_seconds`."""
     seconds: float
     target_seconds: float
-    """Length of the recording that was held out."""
+    """Length of the recording of the same text."""
     max_seconds: float
     code_accuracy: float
     """See `code_accuracy`."""
@@ -89,7 +89,7 @@ def run(job: EvaluateJob, context: StepContext) -> StepResult:
             help="set `data.validation.fraction` above 0 and run the prepare step again, or leave `evaluate` out",
         )
     dtype = stored_dtype(merged)
-    chosen = store.validation[: job.samples]
+    chosen = (store.validation if job.prompts == "held-out" else store.train)[: job.samples]
     # Two passes over the validation set, then the samples; a loss pass counts as one, however long it takes.
     heartbeat = HeartbeatWriter(context.path(job.run), "evaluate", unit="parts", total=2 + len(chosen))
     alone = MeshJob(replicate=1, shard=1)
@@ -125,12 +125,22 @@ def run(job: EvaluateJob, context: StepContext) -> StepResult:
     if spoken:
         figures["code_accuracy"] = float(np.mean([sample.code_accuracy for sample in spoken]))
     return StepResult(
-        summary=f"validation audio loss {before.audio:.4f} with the base, {after.audio:.4f} merged; "
-        f"{finished} of {len(spoken)} samples ended by themselves",
+        summary=_summary(job, before, after, spoken),
         inputs=(store_path / STORE_FILE, merged / MERGE_FILE),
         outputs=(context.path(job.evaluation),),
         figures=figures,
     )
+
+
+def _summary(job: EvaluateJob, before: ValidationLosses, after: ValidationLosses, spoken: list[SpokenSample]) -> str:
+    losses = f"validation audio loss {before.audio:.2f} with the base, {after.audio:.2f} merged"
+    if not spoken:
+        return losses
+    ended = sum(sample.finished for sample in spoken)
+    text = f"{losses}; {ended} of {len(spoken)} {job.prompts} prompts spoken to the end"
+    if job.prompts == "training":
+        text += f", {np.mean([sample.code_accuracy for sample in spoken]):.0%} of the codes as recorded"
+    return text
 
 
 def _losses(model: Any, store: Store, mesh: Mesh) -> ValidationLosses:
@@ -192,6 +202,7 @@ def _write_report(
 ) -> None:
     report = {
         "schema": REPORT_SCHEMA,
+        "prompts": job.prompts,
         "losses": {"base": asdict(before), "merged": asdict(after)},
         "temperature": job.temperature,
         "samples": [asdict(sample) for sample in spoken],

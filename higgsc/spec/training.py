@@ -98,9 +98,11 @@ class Merge(SpecModel):
 
 
 class Evaluate(SpecModel):
-    """What is measured on held-out samples at the end."""
+    """What is measured at the end: the loss on held-out samples, and prompts spoken by the merged model."""
 
     samples: int = Field(default=8, ge=0)
-    """Held-out prompts that the merged model speaks; 0 only measures the loss."""
+    """Prompts that the merged model speaks; 0 only measures the loss."""
+    prompts: Literal["held-out", "training"] = "held-out"
+    """Which prompts: samples that the model never saw, or samples that it was trained on, to hear what it retained."""
     temperature: float = Field(default=0.7, ge=0, le=2)
     """Sampling temperature; 0 takes the likeliest code every time."""

@@ -108,6 +108,7 @@ def evaluate_job(**changes: Any) -> EvaluateJob:
         "store": "runs/t/store",
         "merged": "runs/t/merged",
         "samples": 8,
+        "prompts": "held-out",
         "temperature": 0.0,
         "evaluation": "runs/t/evaluation",
     }
@@ -248,6 +249,16 @@ def test_evaluate_without_samples_reports_the_losses(
     result = evaluate.run(evaluate_job(samples=0), context)
     assert result.figures["samples"] == 0
     assert "code_accuracy" not in result.figures
+
+
+def test_prompts_of_the_training_are_spoken_when_asked_for(
+    merged: Path, context: StepContext, write_store: Callable[..., Path]
+) -> None:
+    store = Store.open(write_store(held_out=1))
+    result = evaluate.run(evaluate_job(samples=1, prompts="training"), context)
+    report = json.loads((context.root / "runs/t/evaluation/evaluation.json").read_text())
+    assert [sample["id"] for sample in report["samples"]] == [store.sample(int(store.train[0])).id]
+    assert "of the codes as recorded" in result.summary
 
 
 def test_evaluate_step_mistakes(context: StepContext, write_store: Callable[..., Path]) -> None:

@@ -26,7 +26,7 @@ merge() { # fold the adapter into the base
   python -m higgsc run-step generated/arabic/jobs/merge.json
 }
 
-evaluate() { # score and speak held-out prompts
+evaluate() { # score held-out samples, speak held-out prompts
   export PYTHONUNBUFFERED=1
   export PYTORCH_ALLOC_CONF=expandable_segments:True
   python -m higgsc run-step generated/arabic/jobs/evaluate.json

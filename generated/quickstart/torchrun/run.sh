@@ -21,7 +21,7 @@ merge() { # fold the adapter into the base
   python -m higgsc run-step generated/quickstart/jobs/merge.json
 }
 
-evaluate() { # score and speak held-out prompts
+evaluate() { # score held-out samples, speak training prompts
   export PYTHONUNBUFFERED=1
   python -m higgsc run-step generated/quickstart/jobs/evaluate.json
 }

@@ -12,6 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"/../../..
 
 prepare() { # read the speech data, encode every recording once
   export PYTHONUNBUFFERED=1
+  export OMP_NUM_THREADS=64
   export PYTORCH_ALLOC_CONF=expandable_segments:True
   python -m higgsc run-step generated/two-node/jobs/prepare.json
 }
@@ -29,12 +30,14 @@ train() { # train the LoRA adapter
 
 merge() { # fold the adapter into the base
   export PYTHONUNBUFFERED=1
+  export OMP_NUM_THREADS=64
   export PYTORCH_ALLOC_CONF=expandable_segments:True
   python -m higgsc run-step generated/two-node/jobs/merge.json
 }
 
-evaluate() { # score and speak held-out prompts
+evaluate() { # score held-out samples, speak held-out prompts
   export PYTHONUNBUFFERED=1
+  export OMP_NUM_THREADS=64
   export PYTORCH_ALLOC_CONF=expandable_segments:True
   python -m higgsc run-step generated/two-node/jobs/evaluate.json
 }

@@ -96,10 +96,17 @@ def _evaluate(ir: Ir) -> Step:
         store=ir.text("data.store"),
         merged=f"{ir.text('output')}/merged",
         samples=ir.spec.evaluate.samples,
+        prompts=ir.spec.evaluate.prompts,
         temperature=ir.spec.evaluate.temperature,
         evaluation=f"{ir.text('output')}/evaluation",
     )
-    return _step(ir, job, "score and speak held-out prompts", needs=("merge",), whole_machine=False)
+    return _step(
+        ir,
+        job,
+        f"score held-out samples, speak {ir.spec.evaluate.prompts} prompts",
+        needs=("merge",),
+        whole_machine=False,
+    )
 
 
 def _common(ir: Ir) -> dict[str, Any]:
