@@ -127,7 +127,7 @@ def run(job: EvaluateJob, context: StepContext) -> StepResult:
     return StepResult(
         summary=_summary(job, before, after, spoken),
         inputs=(store_path / STORE_FILE, merged / MERGE_FILE),
-        outputs=(context.path(job.evaluation),),
+        outputs=(context.path(job.evaluation), *(context.path(job.evaluation) / sample.wav for sample in spoken)),
         figures=figures,
     )
 

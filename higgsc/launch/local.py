@@ -84,6 +84,7 @@ def _run_step(step: BuiltStep, build: Path, root: Path, run: Path, journal: Jour
     (run / "heartbeat.json").unlink(missing_ok=True)
     shown = os.path.relpath(log, root)
     journal.record(run, step.name, state="running", reason=reason, started=now(), log=shown)
+    earlier = log.stat().st_size if log.exists() else 0
     with log.open("ab") as stream:
         process = subprocess.Popen(
             ["bash", str(build.resolve() / "torchrun" / "run.sh"), step.name],
@@ -105,7 +106,7 @@ def _run_step(step: BuiltStep, build: Path, root: Path, run: Path, journal: Jour
             ) from None
     if code != 0:
         journal.record(run, step.name, state="failed", ended=now(), exit_code=code)
-        tail = log.read_text("utf-8", errors="replace").rstrip().splitlines()[-20:]
+        tail = log.read_bytes()[earlier:].decode("utf-8", "replace").rstrip().splitlines()[-20:]
         known = ExitCode(code) if code in {known.value for known in ExitCode} else ExitCode.INTERNAL
         raise StepError(
             f"{step.name} failed with exit code {code}; the end of its log:\n" + "\n".join(f"    {t}" for t in tail),

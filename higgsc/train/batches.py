@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from higgsc.train.sequence import Sequence
 Indices = NDArray[np.int64]
 
 
+@lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, samples: int) -> Indices:
     """Permutation of `range(samples)` that an epoch visits, int64 `[samples]`.
 
@@ -29,7 +31,9 @@ def epoch_order(seed: int, epoch: int, samples: int) -> Indices:
     generators the same from version to version, but not what `Generator` makes of them (NEP 19).
     """
     keys = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(samples)
-    return np.argsort(keys, kind="stable").astype(np.int64)
+    order: Indices = np.argsort(keys, kind="stable").astype(np.int64)
+    order.flags.writeable = False  # shared by all callers
+    return order
 
 
 def total_steps(optimizer: OptimizerJob, *, samples: int, global_samples: int) -> int:

@@ -215,7 +215,7 @@ def test_evaluate_step(merged: Path, context: StepContext, write_store: Callable
     result = evaluate.run(evaluate_job(samples=2, temperature=1.0), context)
     folder = context.root / "runs/t/evaluation"
     report = json.loads((folder / "evaluation.json").read_text())
-    assert result.outputs == (folder,)
+    assert result.outputs == (folder, folder / "set_a_1.wav", folder / "set_a_2.wav")
     assert report["schema"] == "higgsc.evaluation/v1"
     assert [sample["id"] for sample in report["samples"]] == ["set/a:1", "set/a:2"]
     assert {path.name for path in folder.iterdir()} == {"evaluation.json", "set_a_1.wav", "set_a_2.wav"}

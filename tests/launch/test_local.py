@@ -121,10 +121,11 @@ def test_what_changed_runs_again_with_all_that_follows(build: Path, change: str,
 
 def test_a_failing_step_stops_the_run_and_shows_its_log(build: Path) -> None:
     (build.parent.parent / "behaviour.json").write_text('{"train": {"exit": 65}}')
-    with pytest.raises(StepError) as caught:
-        list(run_plan(build))
-    assert caught.value.code == ExitCode.BAD_DATA
-    assert "the cause of the failure" in str(caught.value)
+    for _ in range(2):  # the second time, only the second attempt's lines are shown
+        with pytest.raises(StepError) as caught:
+            list(run_plan(build))
+        assert caught.value.code == ExitCode.BAD_DATA
+        assert str(caught.value).count("the cause of the failure") == 1
     assert states(build) == {"prepare": "done", "train": "failed", "merge": "waiting"}
     (build.parent.parent / "behaviour.json").write_text("{}")
     list(run_plan(build))
