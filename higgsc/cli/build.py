@@ -10,6 +10,7 @@ import click
 from higgsc.cli.compiling import compile_and_report, composition_options, headline, relative
 from higgsc.compiler.compile import Compilation
 from higgsc.contract.outcome import ExitCode
+from higgsc.contract.receipts import write_atomically
 from higgsc.emit.build import builds_of, emit_all, sweep_file
 from higgsc.emit.write import Changes, compare, write
 
@@ -18,9 +19,15 @@ from higgsc.emit.write import Changes, compare, write
 @click.argument("specs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the build [generated/NAME].")
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if the files on disk are not what the spec says.")
+@click.option("--force", is_flag=True, help="Overwrite files that were edited by hand.")
 @composition_options
 def command(
-    specs: tuple[Path, ...], output: Path | None, check: bool, site: str | None, overrides: tuple[str, ...]
+    specs: tuple[Path, ...],
+    output: Path | None,
+    check: bool,
+    force: bool,
+    site: str | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Compile SPECS and write their scripts, job files and reports."""
     if output is not None and len(specs) > 1:
@@ -33,25 +40,24 @@ def command(
         elif check:
             failed = not _up_to_date(compilation) or failed
         else:
-            _write(compilation)
+            _write(compilation, force=force)
             click.echo(f"next: higgsc run {spec}")
     if failed:
         sys.exit(ExitCode.DIAGNOSTICS)
 
 
-def _write(compilation: Compilation) -> None:
+def _write(compilation: Compilation, *, force: bool) -> None:
     sweep = len(compilation.compiled) > 1
     for build in builds_of(compilation):
         files = emit_all(build)
         folder = compilation.root / build.plan.build
-        changes = write(folder, files)
+        changes = write(folder, files, force=force)
         click.echo(headline(build.plan, build.ir))
         if not sweep:
             click.echo(f"wrote {len(files)} files to {relative(folder)}{_listing(changes, len(files))}")
     if sweep:
         folder = compilation.root / compilation.folder
-        write_sweep = {"sweep.json": sweep_file(compilation)}
-        write(folder, write_sweep)
+        write_atomically(folder / "sweep.json", sweep_file(compilation), durable=False)
         click.echo(f"wrote {len(compilation.compiled)} points to {relative(folder)}")
 
 
@@ -79,6 +85,11 @@ def _listing(changes: Changes, total: int) -> str:
 def _verdict(folder: str, changes: Changes) -> str:
     if not changes:
         return f"{folder}: up to date"
-    kinds = (("missing", changes.new), ("differs", changes.changed), ("no longer emitted", changes.stale))
+    kinds = (
+        ("missing", changes.new),
+        ("outdated", changes.outdated),
+        ("edited by hand", changes.edited),
+        ("no longer emitted", changes.stale),
+    )
     lines = [f"  {kind}: {path}" for kind, paths in kinds for path in paths]
     return "\n".join([f"{folder}: not what the spec says; run `higgsc build`", *lines])

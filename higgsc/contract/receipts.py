@@ -96,12 +96,19 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part of it."""
+def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part of it.
+
+    Args:
+        path: The file; folders above it are made.
+        text: Its new content.
+        durable: Whether the content has to survive a power cut too, which costs a wait for the disk.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
-        os.fsync(stream.fileno())
+        if durable:
+            os.fsync(stream.fileno())
     os.replace(temporary, path)

@@ -1,12 +1,16 @@
-"""Builds on disk: write what changed, remove what is no longer emitted, or only compare."""
+"""Builds on disk: write what changed, remove what is no longer emitted, leave alone what a person edited."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
+from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.receipts import write_atomically
 from higgsc.emit.build import LOCK
 
@@ -16,32 +20,62 @@ class Changes:
     """How a folder differs from a build, as paths below the folder."""
 
     new: tuple[str, ...]
-    changed: tuple[str, ...]
+    """Not there."""
+    outdated: tuple[str, ...]
+    """As an earlier build wrote them; the spec or the compiler says something else now."""
+    edited: tuple[str, ...]
+    """Neither what this build says nor what the last one wrote: somebody changed them."""
     stale: tuple[str, ...]
     """Written by an earlier build, no longer emitted."""
 
     def __bool__(self) -> bool:
-        return bool(self.new or self.changed or self.stale)
+        return bool(self.all)
 
     @property
     def all(self) -> tuple[str, ...]:
-        return tuple(sorted((*self.new, *self.changed, *self.stale)))
+        return tuple(sorted((*self.new, *self.outdated, *self.edited, *self.stale)))
 
 
-def compare(folder: Path, files: dict[str, str]) -> Changes:
-    """What writing the build would change."""
-    new = tuple(path for path in files if not (folder / path).is_file())
-    changed = tuple(
-        path for path, text in files.items() if path not in new and (folder / path).read_bytes() != text.encode("utf-8")
-    )
-    stale = tuple(path for path in _earlier_outputs(folder) if path not in files and (folder / path).is_file())
-    return Changes(new=new, changed=changed, stale=stale)
+def compare(folder: Path, files: Mapping[str, str]) -> Changes:
+    """What writing the build would change.
+
+    Raises:
+        StepError: The folder's lock cannot be read.
+    """
+    written = _lock_of(folder)
+    new, outdated, edited = [], [], []
+    for path, text in files.items():
+        place = folder / path
+        if not place.is_file():
+            new.append(path)
+        elif (content := place.read_bytes()) != text.encode("utf-8"):
+            by_us = path == LOCK or written.get(path) == sha256(content).hexdigest()
+            (outdated if by_us else edited).append(path)
+    stale = tuple(path for path in written if path not in files and (folder / path).is_file())
+    return Changes(new=tuple(new), outdated=tuple(outdated), edited=tuple(edited), stale=stale)
 
 
-def write(folder: Path, files: dict[str, str]) -> Changes:
-    """Write the build, each file by rename, the lock last."""
+def write(folder: Path, files: Mapping[str, str], *, force: bool = False) -> Changes:
+    """Write the build, each file by rename, the lock last.
+
+    Args:
+        folder: Of the build.
+        files: Text by path below the folder.
+        force: Whether to overwrite what was edited by hand.
+
+    Raises:
+        StepError: Files were edited by hand, and `force` is not given (1); nothing is written then. The message
+            shows what would be lost.
+    """
     changes = compare(folder, files)
-    for path in (*changes.new, *changes.changed):
+    if changes.edited and not force:
+        raise StepError(
+            f"edited by hand since the last build: {', '.join(changes.edited)}\n{_lost(folder, files, changes.edited)}",
+            code=ExitCode.DIAGNOSTICS,
+            path=folder,
+            help="put the change into the spec, or build with --force to lose it",
+        )
+    for path in (*changes.new, *changes.outdated, *changes.edited):
         if path != LOCK:
             _write_file(folder / path, files[path])
     for path in changes.stale:
@@ -52,17 +86,30 @@ def write(folder: Path, files: dict[str, str]) -> Changes:
 
 
 def _write_file(path: Path, text: str) -> None:
-    write_atomically(path, text)
+    write_atomically(path, text, durable=False)  # a build can be made again at any time
     if path.suffix == ".sh":
         os.chmod(path, 0o755)
 
 
-def _earlier_outputs(folder: Path) -> tuple[str, ...]:
+def _lost(folder: Path, files: Mapping[str, str], paths: tuple[str, ...]) -> str:
+    """The hand-made changes as unified diffs."""
+    diffs = []
+    for path in paths:
+        edited = (folder / path).read_text("utf-8", errors="replace")
+        lines = difflib.unified_diff(
+            files[path].splitlines(), edited.splitlines(), f"{path} (built)", f"{path} (edited)", n=1, lineterm=""
+        )
+        diffs += [f"    {line}" for line in lines]
+    return "\n".join(diffs)
+
+
+def _lock_of(folder: Path) -> dict[str, str]:
+    """sha256 of every file that the last build wrote here, by path."""
     lock = folder / LOCK
     if not lock.is_file():
-        return ()
+        return {}
     try:
         outputs = json.loads(lock.read_text("utf-8"))["outputs"]
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{lock} is not a lock file of higgsc ({error}); remove it and build again") from error
-    return tuple(path for path in outputs if not path.startswith("/") and ".." not in Path(path).parts)
+        return {str(path): str(digest) for path, digest in outputs.items() if ".." not in Path(path).parts}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise StepError(f"not a lock file of higgsc ({error})", path=lock, help="remove it and build again") from error

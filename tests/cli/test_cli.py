@@ -59,8 +59,11 @@ def test_build_check_names_what_differs(tmp_path: Path) -> None:
     script.write_text(script.read_text() + "# edited\n")
     result = higgsc("build", "--check", "specs/arabic.yaml", cwd=tmp_path)
     assert result.returncode == 1
-    assert "differs: slurm/train.sbatch" in result.stdout
+    assert "edited by hand: slurm/train.sbatch" in result.stdout
+    assert higgsc("build", "specs/arabic.yaml", cwd=tmp_path).returncode == 1
     assert script.read_text().endswith("# edited\n")
+    assert higgsc("build", "--force", "specs/arabic.yaml", cwd=tmp_path).returncode == 0
+    assert not script.read_text().endswith("# edited\n")
 
 
 def test_diagnostics_go_to_stderr_with_exit_code_1_and_nothing_is_written(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from higgsc.compiler.diagnostics import Sink
 from higgsc.compiler.position import SourceFile
 from higgsc.compiler.source import parse
 from higgsc.contract.jobs import load_job
+from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.emit.build import builds_of, emit_all
 from higgsc.emit.shell import comment, must_be_set, quote, quote_argv
 from higgsc.emit.write import compare, write
@@ -26,6 +27,11 @@ from higgsc.launch.built import load_plan
 
 ROOT = Path(__file__).parent.parent.parent
 SPECS = sorted((ROOT / "specs").glob("*.yaml"))
+
+
+def emitted_with(spec: Path, *overrides: str) -> dict[str, str]:
+    (build,) = builds_of(compile_spec(spec, overrides=overrides))
+    return emit_all(build)
 
 
 def emitted(spec: Path, build: Path | None = None) -> dict[str, str]:
@@ -117,13 +123,47 @@ def test_write_changes_only_what_differs_and_removes_what_is_stale(tmp_path: Pat
     files = emitted(ROOT / "specs" / "quickstart.yaml")
     assert len(write(tmp_path, files).new) == len(files)
     assert not write(tmp_path, files)
-    (tmp_path / "report.md").write_text("edited")
     before = (tmp_path / "plan.json").stat().st_mtime_ns
-    assert write(tmp_path, files).changed == ("report.md",)
+    other = emitted_with(ROOT / "specs" / "quickstart.yaml", "checkpoint.every_steps=50")
+    assert write(tmp_path, other).outdated == ("jobs/train.json", "resolved.yaml", "higgsc.lock")
+    assert write(tmp_path, files).outdated == ("jobs/train.json", "resolved.yaml", "higgsc.lock")
     assert (tmp_path / "plan.json").stat().st_mtime_ns == before
     smaller = {path: text for path, text in files.items() if path != "jobs/evaluate.json"}
     assert write(tmp_path, smaller).stale == ("jobs/evaluate.json",)
     assert not (tmp_path / "jobs" / "evaluate.json").exists()
+
+
+def test_what_was_edited_by_hand_is_not_overwritten(tmp_path: Path) -> None:
+    files = emitted(ROOT / "specs" / "quickstart.yaml")
+    write(tmp_path, files)
+    script = tmp_path / "slurm" / "train.sbatch"
+    script.write_text(script.read_text().replace("--nodes=1", "--nodes=3"))
+    other = emitted_with(ROOT / "specs" / "quickstart.yaml", "seed=1")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(StepError) as caught:
+        write(tmp_path, other)
+    assert caught.value.code == ExitCode.DIAGNOSTICS
+    assert "edited by hand since the last build: slurm/train.sbatch" in str(caught.value)
+    assert "-#SBATCH --nodes=1" in str(caught.value)
+    assert "+#SBATCH --nodes=3" in str(caught.value)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert write(tmp_path, other, force=True).edited == ("slurm/train.sbatch",)
+    assert not compare(tmp_path, other)
+
+
+def test_a_file_that_was_there_before_the_first_build_counts_as_edited(tmp_path: Path) -> None:
+    (tmp_path / "report.md").write_text("mine")
+    with pytest.raises(StepError, match=r"report\.md"):
+        write(tmp_path, emitted(ROOT / "specs" / "quickstart.yaml"))
+    assert (tmp_path / "report.md").read_text() == "mine"
+
+
+def test_a_broken_lock_is_named(tmp_path: Path) -> None:
+    files = emitted(ROOT / "specs" / "quickstart.yaml")
+    write(tmp_path, files)
+    (tmp_path / "higgsc.lock").write_text("{}")
+    with pytest.raises(StepError, match="not a lock file"):
+        write(tmp_path, files)
 
 
 @given(st.text(st.characters(min_codepoint=32, exclude_characters="\x7f", exclude_categories=["Cs", "Cc"])))

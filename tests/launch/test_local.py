@@ -126,7 +126,7 @@ def test_a_failing_step_stops_the_run_and_shows_its_log(build: Path) -> None:
             list(run_plan(build))
         assert caught.value.code == ExitCode.BAD_DATA
         assert str(caught.value).count("the cause of the failure") == 1
-    assert states(build) == {"prepare": "done", "train": "failed", "merge": "waiting"}
+    assert states(build) == {"prepare": "skipped", "train": "failed", "merge": "waiting"}
     (build.parent.parent / "behaviour.json").write_text("{}")
     list(run_plan(build))
     assert states(build) == {"prepare": "skipped", "train": "done", "merge": "done"}
