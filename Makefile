@@ -29,11 +29,16 @@ bench: $(VENV)/installed
 	.venv-torchx/bin/python -m pip install --quiet torchx==0.7.0
 	$(BIN)/python benchmarks/build.py --torchx .venv-torchx/bin/torchx
 
-# The tests run shellcheck on every script that is emitted.
-tools:
-	@command -v shellcheck >/dev/null || { \
-	  [ "$$(id -u)" = 0 ] || { echo "please install shellcheck (apt-get install shellcheck)" >&2; exit 1; }; \
-	  apt-get update -qq && apt-get install -y -qq shellcheck; }
+# The tests run shellcheck on every script that is emitted, and ask a real language server about the schema.
+tools: $(VENV)/node/installed
+
+$(VENV)/node/installed: $(VENV)/installed
+	@for tool in shellcheck npm; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	[ -z "$$missing" ] || { \
+	  [ "$$(id -u)" = 0 ] || { echo "please install:$$missing" >&2; exit 1; }; \
+	  apt-get update -qq && apt-get install -y -qq $$missing; }
+	npm install --silent --no-fund --no-audit --prefix $(VENV)/node yaml-language-server@1.19.2
+	@touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
