@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from higgsc.compiler.provenance import origin_of, values_of
@@ -24,9 +24,8 @@ def plan_file(build: Build) -> dict[str, str]:
     plan = build.plan
     steps = []
     for step in plan.steps:
-        row = asdict(step)
-        del row["job"]
-        steps.append(row)
+        row = {field.name: getattr(step, field.name) for field in fields(step) if field.name != "job"}
+        steps.append(row | {"resources": asdict(step.resources)})
     document = {
         "schema": PLAN_SCHEMA,
         "name": plan.name,

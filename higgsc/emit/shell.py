@@ -7,6 +7,7 @@ a filter, and is made safe by that filter.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable
 from functools import cache
@@ -15,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Shell(str):
@@ -32,7 +36,7 @@ def quote(value: object) -> Shell:
     if isinstance(value, Shell):
         return value
     text = str(value)
-    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+    if _CONTROL.search(text):
         raise ValueError(f"control character in {text!r}")
     return Shell(shlex.quote(text))
 

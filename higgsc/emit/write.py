@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -67,6 +68,8 @@ def write(folder: Path, files: Mapping[str, str], *, force: bool = False) -> Cha
         StepError: Files were edited by hand, and `force` is not given (1); nothing is written then. The message
             shows what would be lost.
     """
+    if not folder.exists():
+        return _write_new(folder, files)
     changes = compare(folder, files)
     if changes.edited and not force:
         raise StepError(
@@ -83,6 +86,23 @@ def write(folder: Path, files: Mapping[str, str], *, force: bool = False) -> Cha
     if LOCK in changes.all:
         _write_file(folder / LOCK, files[LOCK])
     return changes
+
+
+def _write_new(folder: Path, files: Mapping[str, str]) -> Changes:
+    """Write a build where there was none: beside its place, then one rename (a sweep has thousands of files)."""
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
+    try:
+        for parent in {(draft / path).parent for path in files}:
+            parent.mkdir(parents=True, exist_ok=True)
+        for path, text in files.items():
+            with (draft / path).open("w", encoding="utf-8", newline="") as stream:
+                stream.write(text)
+            if path.endswith(".sh"):
+                os.chmod(draft / path, 0o755)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return Changes(new=tuple(files), outdated=(), edited=(), stale=())
 
 
 def _write_file(path: Path, text: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cache
 
+from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape
 from higgsc.compiler.diagnostics import Diagnostic, Sink, did_you_mean
 from higgsc.compiler.ir import Ir
 
@@ -34,7 +36,7 @@ def lora_targets(ir: Ir, sink: Sink) -> Ir:
     lora = ir.spec.lora
     linear = ir.shape.linear_modules()
     patterns = PRESETS[lora.targets] if isinstance(lora.targets, str) else lora.targets
-    matches = {pattern: matching(pattern, linear) for pattern in patterns}
+    matches = {pattern: _linear_matching(pattern, ir.shape) for pattern in patterns}
     unmatched = [pattern for pattern in patterns if not matches[pattern]]
     for index, pattern in enumerate(patterns):
         if not matches[pattern]:
@@ -62,6 +64,12 @@ def lora_targets(ir: Ir, sink: Sink) -> Ir:
     return ir.derive(
         "lora.trainable_parameters", parameters, formula, by="lora_targets", inputs=("lora.rank", "lora.module_count")
     )
+
+
+@cache
+def _linear_matching(pattern: str, shape: HiggsAudioV2Shape) -> list[str]:
+    """The same for the linear modules of a model; the points of a sweep ask again and again."""
+    return matching(pattern, shape.linear_modules())
 
 
 def matching(pattern: str, modules: Iterable[str]) -> list[str]:
