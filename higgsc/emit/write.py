@@ -44,7 +44,9 @@ def compare(folder: Path, files: Mapping[str, str]) -> Changes:
         StepError: The folder's lock cannot be read.
     """
     written = _lock_of(folder)
-    new, outdated, edited = [], [], []
+    new: list[str] = []
+    outdated: list[str] = []
+    edited: list[str] = []
     for path, text in files.items():
         place = folder / path
         if not place.is_file():
