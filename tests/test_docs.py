@@ -69,5 +69,8 @@ def test_schema_and_compiler_agree_on_structure(spec: Path) -> None:
     if data is None:
         return  # not YAML, or not one mapping: there is nothing that a schema could look at
     by_schema = jsonschema.Draft202012Validator(SCHEMA).is_valid(data)
-    by_compiler = not {d.code for d in compile_spec(spec).diagnostics} & set(STRUCTURAL)
+    found = {d.code for d in compile_spec(spec).diagnostics}
+    if "HC421" in found:
+        return  # a secret ends the reading before anything else is looked at
+    by_compiler = not found & set(STRUCTURAL)
     assert by_schema == by_compiler

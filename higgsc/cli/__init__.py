@@ -18,6 +18,7 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 COMMANDS = {
     "build": "Compile specs and write their scripts, job files and reports.",
     "check": "Compile specs and report what is wrong; write nothing.",
+    "plan": "Show the steps of a spec, its memory and speed before anything runs.",
     "run": "Build a spec and carry its plan out on this machine.",
     "merge": "Fold a LoRA adapter into its base model.",
     "generate": "Speak a text in the voice of a recording.",

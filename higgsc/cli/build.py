@@ -11,7 +11,8 @@ from higgsc.cli.compiling import compile_and_report, composition_options, headli
 from higgsc.compiler.compile import Compilation
 from higgsc.contract.outcome import ExitCode
 from higgsc.contract.receipts import write_atomically
-from higgsc.emit.build import builds_of, emit_all, sweep_file
+from higgsc.emit.build import builds_of
+from higgsc.emit.emitters import emit_all, sweep_file
 from higgsc.emit.write import Changes, compare, write
 
 

@@ -9,7 +9,8 @@ import click
 
 from higgsc.cli.compiling import compile_and_report, composition_options, headline, relative
 from higgsc.contract.outcome import ExitCode
-from higgsc.emit.build import builds_of, emit_all
+from higgsc.emit.build import builds_of
+from higgsc.emit.emitters import emit_all
 from higgsc.emit.write import write
 
 

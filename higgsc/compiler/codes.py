@@ -8,8 +8,9 @@ and LoRA. A code, once published, keeps its meaning.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from higgsc.compiler.diagnostics import Severity
+Severity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +129,36 @@ CODES: dict[str, Code] = {
         "a step without its predecessor",
         "Evaluation speaks with the merged model, so `evaluate` needs `merge`.",
     ),
+    "HC324": Code(
+        "an unlikely learning rate",
+        "LoRA adapters are trained with peak learning rates of about 1e-5 to 1e-3. From 0.1 on, AdamW moves every\n"
+        "weight by a tenth of its scale and more with each step, and the loss runs away. Usually the minus of an\n"
+        "exponent was lost.",
+        "warning",
+    ),
+    "HC325": Code(
+        "limits that no recording passes",
+        "`data.limits.min_seconds` has to be below `data.limits.max_seconds`; otherwise every sample is rejected.",
+    ),
+    "HC331": Code(
+        "the training does not fit into the GPU's memory",
+        "The memory is computed from the shapes: weights, adapter, optimizer, activations, logits (`higgsc plan`\n"
+        "lists them, `higgsc plan --verify` traces the trainer to check them). It is counted for a micro-batch of the\n"
+        "longest samples that `data.limits.max_seconds` lets in, because one such batch ends the run. A tenth of the\n"
+        "GPU stays free for what is not computed. Without a GPU type in `hardware` nothing is checked.",
+    ),
     "HC412": Code(
         "the base model is not pinned",
         "A hub repository can change under a running experiment; this one already did once, when its file format\n"
         "was replaced. Put the commit into `model.revision` so that a rerun starts from the same weights.",
         "warning",
+    ),
+    "HC421": Code(
+        "a secret is written into the spec",
+        "Specs are committed and copied into builds, so a token in one is a token given away. `secrets` takes names\n"
+        "of environment variables, which have to be set where jobs run. Whatever is shaped like a token (`hf_...`,\n"
+        "`sk-...`, `wandb_v1_...`, `ghp_...`, forty hex digits where a secret may stand), or stands behind a key such\n"
+        "as `api_key`, is refused at any place, and masked in every message.",
     ),
     "HC501": Code(
         "a LoRA target matches no module",

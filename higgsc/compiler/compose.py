@@ -10,6 +10,7 @@ from pathlib import Path
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink, did_you_mean
 from higgsc.compiler.override import apply_overrides
 from higgsc.compiler.position import SourceFile, Span
+from higgsc.compiler.secrets import refuse_secrets
 from higgsc.compiler.source import Node, parse, read_source
 
 
@@ -52,6 +53,7 @@ def compose(
             overrides = (*overrides[:-1], f"site={site}")
     tree = apply_overrides(tree, overrides, sink)
     tree = with_site(tree, _sites_folder(spec, root), root, sink, sources)
+    refuse_secrets(tree, sink)  # of the command line; those of files have been found while reading
     return Composed(tree, tuple(sources)) if sink.error_count == 0 else None
 
 
@@ -90,15 +92,23 @@ def _load(
     name = Path(os.path.relpath(path, root)).as_posix()
     if path in chain and asked_at is not None:
         names = [Path(os.path.relpath(link, root)).as_posix() for link in (*chain[chain.index(path) :], path)]
-        sink.add(Diagnostic("HC201", f"`extends` goes in a circle: {' → '.join(names)}", Label(asked_at)))
+        sink.add(
+            Diagnostic(
+                "HC201",
+                f"`extends` goes in a circle: {' → '.join(names)}",
+                Label(asked_at),
+                help="take this one out, or another of the chain",
+            )
+        )
         return None
-    source = read_source(path, name, sink, asked_at=asked_at)
+    source = read_source(path, name, sink, asked_at=asked_at, root=root)
     if source is None:
         return None
     sources.append(source)
     tree = parse(source, sink)
     if tree is None:
         return None
+    refuse_secrets(tree, sink)
     bases = [
         _load(Path(os.path.normpath(path.parent / str(node.value))), root, sink, sources, (*chain, path), node.span)
         for node in _bases(tree, sink)
@@ -118,7 +128,8 @@ def _bases(tree: Node, sink: Sink) -> tuple[Node, ...]:
     nodes = node.value if isinstance(node.value, tuple) else (node,)
     for entry in nodes:
         if not isinstance(entry.value, str):
-            sink.add(Diagnostic("HC103", "`extends` takes a path or a list of paths", Label(entry.span)))
+            message = "`extends` takes a path or a list of paths"
+            sink.add(Diagnostic("HC103", message, Label(entry.span), help="write `extends: base/voice-cloning.yaml`"))
             return ()
     return nodes
 

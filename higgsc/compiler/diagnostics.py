@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Literal
+from functools import lru_cache
 
+from higgsc.compiler.codes import CODES, Severity
 from higgsc.compiler.position import Span
-
-Severity = Literal["error", "warning"]
+from higgsc.compiler.redact import mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,6 @@ class Diagnostic:
 
     @property
     def severity(self) -> Severity:
-        from higgsc.compiler.codes import CODES
-
         return CODES[self.code].severity
 
 
@@ -55,13 +54,14 @@ class Sink:
     """Collects the diagnostics of a compilation."""
 
     def __init__(self) -> None:
-        self._found: list[Diagnostic] = []
+        self._found: dict[Diagnostic, None] = {}
         self.error_count = 0
 
     def add(self, diagnostic: Diagnostic) -> None:
+        diagnostic = _printable(diagnostic)
         if diagnostic in self._found:
             return  # another point of a sweep has the same problem
-        self._found.append(diagnostic)
+        self._found[diagnostic] = None
         if diagnostic.severity == "error":
             self.error_count += 1
 
@@ -76,10 +76,43 @@ class Sink:
         )
 
 
-def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that looks most like `word`, or None if none looks much like it."""
-    matches = get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+MAX_MESSAGE = 600
+_UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+"""Would break a line, drive the terminal, or turn the direction of what follows."""
+
+
+def _printable(diagnostic: Diagnostic) -> Diagnostic:
+    """The same with texts that fit on a line each, whatever they quote: no controls, no secrets, no end of words."""
+    return replace(
+        diagnostic,
+        message=_clean(diagnostic.message),
+        primary=replace(diagnostic.primary, text=_clean(diagnostic.primary.text)),
+        secondary=tuple(replace(label, text=_clean(label.text)) for label in diagnostic.secondary),
+        notes=tuple(_clean(note) for note in diagnostic.notes),
+        help=_clean(diagnostic.help) if diagnostic.help is not None else None,
+    )
+
+
+def _clean(text: str) -> str:
+    # Masked as a whole before it is cut: half a token would not be recognised.
+    text = mask(text) if len(text) <= 10 * MAX_MESSAGE else mask(text[: 10 * MAX_MESSAGE])
+    text = text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 1]}…"
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+@lru_cache(maxsize=4096)
+def _closest(word: str, known: tuple[str, ...], cutoff: float) -> str | None:
+    folded = {candidate.casefold().replace("-", "_"): candidate for candidate in reversed(known)}
+    plain = word.strip().casefold().replace("-", "_")
+    if plain in folded:
+        return folded[plain]
+    matches = get_close_matches(plain, list(folded), n=1, cutoff=cutoff)
+    return folded[matches[0]] if matches else None
+
+
+def closest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The known word that looks most like `word`, whatever its case, or None if none looks much like it."""
+    return _closest(word, tuple(known), cutoff) if len(word) <= 100 else None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
+from higgsc.compiler.keys import bare_key
 from higgsc.compiler.position import COMMAND_LINE, SourceFile, Span
 from higgsc.compiler.source import Node, parse
 
@@ -23,11 +24,15 @@ def apply_overrides(tree: Node, overrides: tuple[str, ...], sink: Sink) -> Node:
         parts = key.strip().split(".")
         if not equals or not all(parts):
             whole = Label(Span(source, 0, len(text)))
-            sink.add(Diagnostic("HC202", f"`{text}` is not of the form key.path=value", whole, help="lora.rank=16"))
+            message = f"`{text}` is not of the form key.path=value"
+            sink.add(Diagnostic("HC202", message, whole, help="write `--set lora.rank=16`"))
             continue
+        placed = _spanned(source, parts)
         node = _value(source, len(key) + 1, sink)
-        if node is not None:
-            tree = put(tree, _spanned(source, parts), node, sink)
+        if (bare := bare_key(*placed[0], alone=len(placed) == 1)) is not None:
+            sink.add(bare)
+        elif node is not None:
+            tree = put(tree, placed, node, sink)
     return tree
 
 
@@ -43,6 +48,7 @@ def put(tree: Node, keys: list[tuple[str, Span]], value: Node, sink: Sink) -> No
                 f"`{name}` cannot be set inside a value that is not a mapping",
                 Label(span),
                 secondary=(Label(tree.span, "this value"),),
+                help="leave the last word out, or give a mapping",
             )
         )
         return tree
@@ -61,7 +67,8 @@ def _value(source: SourceFile, start: int, sink: Sink) -> Node | None:
     tree = parse(SourceFile(source.path, source.name, head + source.text[start:]), inner)
     if tree is None:
         place = Label(Span(source, start, len(source.text)))
-        sink.add(Diagnostic("HC202", f"the value is {inner.diagnostics[0].message}", place))
+        (first, *_) = inner.diagnostics
+        sink.add(Diagnostic("HC202", f"the value is {first.message}", place, help=first.help))
         return None
     node = tree.get("value")
     return _moved(node, source, start - len(head)) if node is not None else None

@@ -6,6 +6,8 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from higgsc.compiler.redact import mask
+
 COMMAND_LINE = "--set"
 """How the command line is called where other values name their file."""
 
@@ -40,10 +42,10 @@ class SourceFile:
         return bisect_right(self.line_starts, offset) - 1
 
     def line_text(self, line: int) -> str:
-        """The text of a 0-based line, without its line break."""
+        """The text of a 0-based line for people: without its line break, secrets masked, columns kept."""
         start = self.line_starts[line]
         end = self.line_starts[line + 1] if line + 1 < len(self.line_starts) else len(self.text)
-        return self.text[start:end].rstrip("\n\r\x85\u2028\u2029")
+        return mask(self.text[start:end].rstrip("\n\r\x85\u2028\u2029"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,5 +82,5 @@ class Span:
 
     def __str__(self) -> str:
         if self.source.name == COMMAND_LINE:
-            return f"{COMMAND_LINE} {self.source.text}"
+            return f"{COMMAND_LINE} {mask(self.source.text)}"
         return f"{self.source.name}:{self.line}:{self.column}"

@@ -1,12 +1,13 @@
-"""The tree of a spec against its models: pydantic decides, `violations.py` says it in words."""
+"""The tree of a spec against its models: pydantic decides, `violations.py` and `keys.py` say it in words."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from higgsc.compiler.diagnostics import Sink
+from higgsc.compiler.keys import Unknown, missing_key, unknown_key
 from higgsc.compiler.source import Node, NodePath
 from higgsc.compiler.violations import Violation, diagnose
 from higgsc.spec import Experiment
@@ -17,35 +18,49 @@ def validate(tree: Node, sink: Sink) -> Experiment | None:
     try:
         return Experiment.model_validate(tree.plain())
     except ValidationError as error:
-        for violation in _violations(tree, error.errors(include_url=False)):
-            sink.add(diagnose(tree, violation))
+        _report(tree, error.errors(include_url=False), sink)
     return None
 
 
-def _violations(tree: Node, errors: list[Any]) -> list[Violation]:
-    """Errors gathered by the value they are about: a union reports one for each of its members."""
-    groups: dict[tuple[NodePath, str | None], list[Any]] = {}
+def _report(tree: Node, errors: list[Any], sink: Sink) -> None:
+    """Put errors into words, without those that are the consequence of another one."""
+    unknown: dict[NodePath, Unknown] = {}
+    missing: list[tuple[NodePath, str]] = []
+    values: dict[NodePath, list[Any]] = {}
     for error in _without_echoes(errors):
-        missing = str(error["loc"][-1]) if error["type"] == "missing" else None
-        path = locate(tree, error["loc"][:-1] if missing else error["loc"])
-        groups.setdefault((path, missing), []).append(error)
+        loc = error["loc"]
+        if error["type"] == "missing":
+            missing.append((locate(tree, loc[:-1]), str(loc[-1])))
+            continue
+        path = locate(tree, loc)
+        if error["type"] == "extra_forbidden":
+            unknown[path] = unknown_key(tree, path)
+        else:
+            values.setdefault(path, []).append(error)  # a union reports one for each of its members
+    # A misspelt or misplaced key leaves a gap where it was meant to be; that gap is no second mistake.
+    meant = _prefixes([found.meant for found in unknown.values() if found.meant is not None])
+    for found in unknown.values():
+        sink.add(found.diagnostic)
+    for path, name in missing:
+        if (*path, name) not in meant:
+            sink.add(missing_key(tree, path, name))
     # A member of a union that got further into the value says more than one that stopped before.
-    deep = [path for path, _ in groups]
-    return [
-        Violation(path=path, missing=missing, errors=tuple(found), known=_known_keys(path, found))
-        for (path, missing), found in groups.items()
-        if missing or not any(len(other) > len(path) and other[: len(path)] == path for other in deep)
-    ]
+    deeper = _prefixes([path[:-1] for path in (*values, *unknown, *((*p, n) for p, n in missing)) if path])
+    for path, found_here in values.items():
+        node, _ = tree.find(path)
+        if path not in deeper and not (node.value is None and path in meant):
+            sink.add(diagnose(tree, Violation(path=path, errors=tuple(found_here))))
+
+
+def _prefixes(paths: list[NodePath]) -> set[NodePath]:
+    """The paths and everything above them."""
+    return {path[:end] for path in paths for end in range(1, len(path) + 1)}
 
 
 def _without_echoes(errors: list[Any]) -> list[Any]:
     """Errors without `too_short` of a list whose entries have errors: pydantic does not count those entries."""
-    return [
-        error
-        for error in errors
-        if error["type"] != "too_short"
-        or not any(len(e["loc"]) > len(error["loc"]) and e["loc"][: len(error["loc"])] == error["loc"] for e in errors)
-    ]
+    above = _prefixes([tuple(error["loc"][:-1]) for error in errors])
+    return [error for error in errors if error["type"] != "too_short" or tuple(error["loc"]) not in above]
 
 
 def locate(tree: Node, loc: tuple[Any, ...]) -> NodePath:
@@ -57,30 +72,3 @@ def locate(tree: Node, loc: tuple[Any, ...]) -> NodePath:
             node = child
             path.append(part)
     return tuple(path)
-
-
-def _known_keys(path: NodePath, errors: list[Any]) -> tuple[str, ...]:
-    """The keys that may stand where an unknown one does."""
-    if errors[0]["type"] != "extra_forbidden":
-        return ()
-    return tuple(model_at(path[:-1]).model_fields)
-
-
-def model_at(path: NodePath) -> type[BaseModel]:
-    """The model that describes the mapping at a path of the spec."""
-    model: type[BaseModel] = Experiment
-    for part in path:
-        field = model.model_fields.get(str(part))
-        if field is not None:
-            model = _model_in(field.annotation) or model
-    return model
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model inside an annotation such as `tuple[Source, ...]` or `Merge | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in get_args(annotation):
-        if (found := _model_in(argument)) is not None:
-            return found
-    return None

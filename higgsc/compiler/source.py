@@ -7,6 +7,7 @@ never used. Positions are counted in code points.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
+from higgsc.compiler.diagnostics import Diagnostic, Label, Sink, closest
 from higgsc.compiler.position import SourceFile, Span
+from higgsc.compiler.yaml_errors import reader_error, second_document, yaml_error
 
 MAX_BYTES = 1 << 20
 """Largest spec that is read; specs are written by hand."""
@@ -88,7 +90,9 @@ class Node:
         return None if rest else node
 
 
-def read_source(path: Path, name: str, sink: Sink, *, asked_at: Span | None = None) -> SourceFile | None:
+def read_source(
+    path: Path, name: str, sink: Sink, *, asked_at: Span | None = None, root: Path | None = None
+) -> SourceFile | None:
     """Read a spec file.
 
     Args:
@@ -96,6 +100,7 @@ def read_source(path: Path, name: str, sink: Sink, *, asked_at: Span | None = No
         name: How it is called in messages and artifacts.
         sink: Takes the diagnostic when it cannot be read (then the result is None).
         asked_at: Where another spec names the file, if one does.
+        root: The project root, to recognise a path that starts there.
     """
 
     def refuse(reason: str, help: str | None = None) -> None:
@@ -104,10 +109,11 @@ def read_source(path: Path, name: str, sink: Sink, *, asked_at: Span | None = No
 
     try:
         if not path.exists():
-            refuse("no such file")
+            refuse("no such file", _file_instead(path, asked_at, root))
             return None
         if not path.is_file():
-            refuse("it is a directory" if path.is_dir() else "it is not a regular file")
+            found = "it is a directory" if path.is_dir() else "it is not a regular file"
+            refuse(found, "name a spec, a `.yaml` file")
             return None
         if path.stat().st_size > MAX_BYTES:
             refuse(f"it has {path.stat().st_size:,} bytes; a spec may have {MAX_BYTES:,}")
@@ -116,10 +122,25 @@ def read_source(path: Path, name: str, sink: Sink, *, asked_at: Span | None = No
     except UnicodeDecodeError as error:
         refuse(f"byte {error.start} is not UTF-8", help="save the file as UTF-8")
         return None
-    except OSError as error:
-        refuse(str(error.strerror).lower())
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        refuse(str(getattr(error, "strerror", None) or error).lower())
         return None
     return SourceFile(path, name, text.removeprefix("\ufeff"))
+
+
+def _file_instead(path: Path, asked_at: Span | None, root: Path | None) -> str | None:
+    """The file that was probably meant by a path to none."""
+    if asked_at is not None and root is not None:
+        written = asked_at.text.strip("'\"")
+        if (root / written).is_file():
+            there = os.path.relpath(root / written, asked_at.source.path.parent)
+            return f"paths in `extends` start at the file that holds them: `{there}`"
+    beside = sorted(other.name for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+    match = path.name + ".yaml" if path.name + ".yaml" in beside else closest(path.name, beside, cutoff=0.7)
+    if match is None:
+        return None
+    shown = match if asked_at is None else str(Path(asked_at.text.strip("'\"")).with_name(match))
+    return f"did you mean `{shown}`?"
 
 
 def parse(source: SourceFile, sink: Sink) -> Node | None:
@@ -127,24 +148,14 @@ def parse(source: SourceFile, sink: Sink) -> Node | None:
     try:
         documents = list(yaml.compose_all(source.text, Loader=yaml.CSafeLoader))
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        start = source.offset(mark.line, mark.column) if mark else 0
-        problem = str(error.problem or error.context or error).replace("\n", " ")
-        sink.add(
-            Diagnostic(
-                "HC002", f"not valid YAML: {problem}", Label(Span(source, start, start)), help=_yaml_help(source, start)
-            )
-        )
+        sink.add(yaml_error(source, error))
         return None
     except yaml.reader.ReaderError as error:
-        # libyaml counts bytes here.
-        position = len(source.text.encode("utf-8")[: error.position].decode("utf-8", "ignore"))
-        sink.add(Diagnostic("HC002", f"not valid YAML: {error.reason}", Label(Span(source, position, position))))
+        sink.add(reader_error(source, error))
         return None
     if len(documents) > 1:
         second = documents[1].start_mark
-        at = source.offset(second.line, second.column)
-        sink.add(Diagnostic("HC002", "more than one YAML document in a spec", Label(Span(source, at, at))))
+        sink.add(second_document(source, source.offset(second.line, second.column)))
         return None
     root = documents[0] if documents else None
     if not isinstance(root, yaml.MappingNode):
@@ -227,10 +238,11 @@ class _Builder:
             return True
         if _FALSE.fullmatch(text):
             return False
-        if _OCTAL.fullmatch(text) or _HEX.fullmatch(text):
-            return int(text, 0)
-        if _INT.fullmatch(text) and len(text) <= 32:
-            return int(text)
+        if len(text) <= 32:
+            if _OCTAL.fullmatch(text) or _HEX.fullmatch(text):
+                return int(text, 0)
+            if _INT.fullmatch(text):
+                return int(text)
         if _FLOAT.fullmatch(text):
             return float(text)
         if match := _INFINITY.fullmatch(text):
@@ -250,10 +262,3 @@ def _span(source: SourceFile, node: yaml.Node) -> Span:
 
 def _kind(node: yaml.Node) -> str:
     return {yaml.MappingNode: "mapping", yaml.SequenceNode: "list", yaml.ScalarNode: "single value"}[type(node)]
-
-
-def _yaml_help(source: SourceFile, offset: int) -> str | None:
-    line = source.line_text(source.line_of(offset))
-    if "\t" in line[: len(line) - len(line.lstrip())]:
-        return "indent with spaces, not tabs"
-    return None

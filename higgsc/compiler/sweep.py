@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
+from higgsc.compiler.keys import bare_key
 from higgsc.compiler.override import put
 from higgsc.compiler.position import Span
 from higgsc.compiler.source import Node
@@ -35,8 +36,8 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    keys: tuple[tuple[str, Span], ...]
-    """Dotted keys that change together."""
+    keys: tuple[tuple[tuple[str, Span], ...], ...]
+    """Keys that change together, each as the words of its path with their places."""
     rows: tuple[tuple[Node, ...], ...]
     """For each value of the axis, one node for each key."""
 
@@ -69,16 +70,16 @@ def _axes(sweep: Node, sink: Sink) -> list[_Axis]:
                 "HC203",
                 "a sweep is a mapping of keys to lists of values",
                 Label(sweep.span),
-                help="sweep: {training.learning_rate: [1e-4, 2e-4]}",
+                help="write `sweep: {training.learning_rate: [1e-4, 2e-4]}`",
             )
         )
         return []
     axes = []
     for text, node in sweep.value.items():
         keys = tuple(key.strip() for key in text.split(","))
-        place = node.key_span or node.span
         if not isinstance(node.value, tuple) or not node.value:
-            sink.add(Diagnostic("HC203", f"`{text}` has to be swept over a list of values", Label(node.span)))
+            message = f"`{text}` has to be swept over a list of values"
+            sink.add(Diagnostic("HC203", message, Label(node.span), help=_as_list(text, node)))
             continue
         rows = []
         for entry in node.value:
@@ -89,21 +90,47 @@ def _axes(sweep: Node, sink: Sink) -> list[_Axis]:
                         "HC203",
                         f"each value of `{text}` is a list of {len(keys)}, one for each key",
                         Label(entry.span),
+                        help=f"write `[{', '.join(['…'] * len(keys))}]` for it",
                     )
                 )
                 continue
             rows.append(row)
-        axes.append(_Axis(tuple((key, place) for key in keys), tuple(rows)))
+        placed = tuple(_placed(key, node.key_span or node.span) for key in keys)
+        bare = [found for words in placed if (found := bare_key(*words[0], alone=len(words) == 1)) is not None]
+        for diagnostic in bare:
+            sink.add(diagnostic)
+        if not bare:
+            axes.append(_Axis(placed, tuple(rows)))
     return axes
+
+
+def _as_list(text: str, node: Node) -> str:
+    if isinstance(node.value, Mapping) and node.value:
+        inner, values = next(iter(node.value.items()))
+        return f"join the keys with a point: `{text}.{inner}: {values.span.text}`"
+    if isinstance(node.value, str) and "," in node.value:
+        return f"write `{text}: [{node.value}]`"
+    return f"write `{text}: [{node.span.text or '1, 2'}]`" if node.value != () else "give it one value at least"
+
+
+def _placed(key: str, whole: Span) -> tuple[tuple[str, Span], ...]:
+    """The words of a dotted key, each with its place inside the key of the sweep."""
+    placed, start = [], whole.start
+    for word in key.split("."):
+        at = whole.source.text.find(word, start, whole.end) if word else -1
+        span = Span(whole.source, at, at + len(word)) if at >= 0 else whole
+        placed.append((word, span))
+        start = span.end if at >= 0 else start
+    return tuple(placed)
 
 
 def _point(stem: str, base: Node, axes: list[_Axis], rows: tuple[tuple[Node, ...], ...], sink: Sink) -> Point:
     tree, words, values = base, [stem], []
     for axis, row in zip(axes, rows, strict=True):
-        for (key, place), node in zip(axis.keys, row, strict=True):
-            tree = put(tree, [(part, place) for part in key.split(".")], node, sink)
-            words.append(f"{key.split('.')[-1]}-{_word(node)}")
-            values.append((key, node.span.text))
+        for key, node in zip(axis.keys, row, strict=True):
+            tree = put(tree, list(key), node, sink)
+            words.append(f"{key[-1][0]}-{_word(node)}")
+            values.append((".".join(word for word, _ in key), node.span.text))
     return Point("-".join(words), tree, tuple(values))
 
 

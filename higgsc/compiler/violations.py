@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from higgsc.compiler.diagnostics import Diagnostic, Edit, Label, closest
-from higgsc.compiler.foreign import foreign_key
-from higgsc.compiler.position import Span
+from higgsc.compiler.diagnostics import Diagnostic, Edit, Label
+from higgsc.compiler.hints import Hint, for_bound, for_choice, for_hardware, for_pattern, for_type
+from higgsc.compiler.keys import dotted, may_be_null
 from higgsc.compiler.source import Node, NodePath
 from higgsc.spec.base import PATTERNS
 
@@ -35,102 +35,72 @@ _BOUNDS = {
 }
 
 
+MAX_SHOWN = 120
+"""Characters of a value that a message quotes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Violation:
     """What pydantic has against one value."""
 
     path: NodePath
-    """The value; for a missing key, the mapping that lacks it."""
-    missing: str | None
     errors: tuple[Any, ...]
     """As from `ValidationError.errors()`; several when the value could have been one of several types."""
-    known: tuple[str, ...]
-    """For an unknown key: those that may stand there."""
 
 
 def diagnose(tree: Node, violation: Violation) -> Diagnostic:
     """One diagnostic for one violation."""
-    node, _ = tree.find(violation.path)
-    kinds = {error["type"] for error in violation.errors}
-    if violation.missing is not None:
-        return _missing(tree, node, violation.path, violation.missing)
-    if kinds == {"extra_forbidden"}:
-        return _unknown(tree, node, violation)
-    key = _dotted(violation.path)
-    if kinds == {"literal_error"}:
+    path, (error, *others) = violation.path, violation.errors
+    node, _ = tree.find(path)
+    key = dotted(path)
+    if {each["type"] for each in violation.errors} == {"literal_error"}:
         return _not_a_choice(node, key, _choices(violation.errors))
-    (error, *others) = violation.errors
     if not others and error["type"] in _BOUNDS:
-        bound = _BOUNDS[error["type"]].format(**error.get("ctx", {}))
-        return Diagnostic("HC105", f"`{key}` is {_shown(node)}, but {bound}", Label(node.span))
+        return _out_of_bounds(node, path, error)
     if not others and error["type"] == "string_pattern_mismatch":
         meaning = PATTERNS[error["ctx"]["pattern"]]
-        return Diagnostic("HC106", f"`{key}` cannot be {_shown(node)}: {meaning}", Label(node.span))
+        return _say("HC106", f"`{key}` cannot be {_shown(node)}: {meaning}", node, for_pattern(node, path))
     if not others and error["type"] == "value_error":
-        return Diagnostic("HC106", str(error["msg"]).removeprefix("Value error, "), Label(node.span))
-    return _wrong_type(node, key, violation.errors)
+        # Only a hardware shape has a reader of its own; its message starts with the value, as Python shows it.
+        found = "`hardware` is empty" if node.value is None else f"{_shown(node)} is not a hardware shape"
+        forms = str(error["msg"]).partition("is not a hardware shape")[2]
+        return _say("HC106", f"{found}{forms}", node, for_hardware(node))
+    return _wrong_type(node, path, violation.errors)
 
 
-def _missing(tree: Node, node: Node, path: NodePath, name: str) -> Diagnostic:
-    inside = f" in `{_dotted(path)}`" if path else ""
-    place = node.place if path else _first_key(tree)
-    return Diagnostic("HC102", f"missing key `{name}`{inside}", Label(place), help=f"add `{name}:`")
+def _say(code: str, message: str, node: Node, hint: Hint) -> Diagnostic:
+    fix = Edit(node.span, hint.text) if hint.text is not None else None
+    return Diagnostic(code, message, Label(node.span), help=hint.help, fix=fix)
 
 
-def _unknown(tree: Node, node: Node, violation: Violation) -> Diagnostic:
-    name = str(violation.path[-1])
-    parent = violation.path[:-1]
-    inside = f" in `{_dotted(parent)}`" if parent else ""
-    if (known_as := foreign_key(name, at_top=not parent)) is not None:
-        return Diagnostic(
-            "HC107", f"`{name}` is a key of {known_as.origin}, not of higgsc", Label(node.place), help=known_as.instead
+def _out_of_bounds(node: Node, path: NodePath, error: Any) -> Diagnostic:
+    context = {name: f"{bound:g}" for name, bound in error.get("ctx", {}).items() if isinstance(bound, int | float)}
+    bounds = {name: float(bound) for name, bound in error.get("ctx", {}).items() if isinstance(bound, int | float)}
+    bound = _BOUNDS[error["type"]].format(**context)
+    hint = for_bound(node, path, bounds.get("gt", bounds.get("ge")), bounds.get("lt", bounds.get("le")))
+    if error["type"] == "too_short":
+        return _say(
+            "HC105", f"`{dotted(path)}` is empty, but {bound}", node, Hint("write `[{path: data/train_chatml.json}]`")
         )
-    match = closest(name, violation.known)
-    taken = match is not None and tree.find((*parent, match))[1] == ()
-    return Diagnostic(
-        "HC101",
-        f"unknown key `{name}`{inside}",
-        Label(node.place),
-        notes=(f"known here: {', '.join(violation.known)}",),
-        help=f"did you mean `{match}`?" if match else None,
-        fix=Edit(node.key_span, match) if match and node.key_span and not taken else None,
-    )
+    return _say("HC105", f"`{dotted(path)}` is {_shown(node)}, but {bound}", node, hint)
 
 
 def _not_a_choice(node: Node, key: str, choices: list[str]) -> Diagnostic:
-    match = closest(str(node.value), [choice.strip("`") for choice in choices])
-    return Diagnostic(
-        "HC104",
-        f"`{key}` cannot be {_shown(node)}; it has to be {_or(choices)}",
-        Label(node.span),
-        help=f"did you mean `{match}`?" if match else None,
-        fix=Edit(node.span, match) if match else None,
-    )
+    words = [choice.strip("`") for choice in choices]
+    message = f"`{key}` cannot be {_shown(node)}; it has to be {_or(choices)}"
+    return _say("HC104", message, node, for_choice(node, words))
 
 
-def _wrong_type(node: Node, key: str, errors: tuple[Any, ...]) -> Diagnostic:
+def _wrong_type(node: Node, path: NodePath, errors: tuple[Any, ...]) -> Diagnostic:
     expected = list(dict.fromkeys(word for error in errors for word in _expected(error)))
-    way_out, text = _conversion(node, expected)
-    return Diagnostic(
-        "HC103",
-        f"`{key}` takes {_or(expected)}, not {_shown(node)}",
-        Label(node.span),
-        help=way_out,
-        fix=Edit(node.span, text) if text is not None else None,
-    )
-
-
-def _conversion(node: Node, expected: list[str]) -> tuple[str | None, str | None]:
-    """What to write instead when only the notation is wrong: the help, and the new text."""
-    value, written = node.value, node.span.text
-    if isinstance(value, str) and written[:1] in "'\"" and {"a number", "a whole number"} & set(expected):
-        if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?", value):
-            return f"remove the quotes: `{value}`", value
-    elif isinstance(value, float) and value.is_integer() and "a whole number" in expected:
-        return f"write `{int(value)}`", str(int(value))
-    elif isinstance(value, bool | int | float) and "a string" in expected:
-        return f'put it in quotes: `"{written}"`', f'"{written}"'
-    return None, None
+    takes = [
+        *expected,
+        *(["`null`"] if may_be_null(path) and "null" not in expected and node.value is not None else []),
+    ]
+    hint = for_type(node, path, expected)
+    if node.value is None:
+        return _say("HC103", f"`{dotted(path)}` is empty; it takes {_or(takes)}", node, hint)
+    return _say("HC103", f"`{dotted(path)}` takes {_or(takes)}, not {_shown(node)}", node, hint)
 
 
 def _expected(error: Any) -> list[str]:
@@ -156,17 +126,10 @@ def _shown(node: Node) -> str:
         return "a list"
     if value is None:
         return "empty"
-    return f"the string `{value}`" if isinstance(value, str) else f"{node.span.text or value}"
+    if isinstance(value, str):
+        return f"the string `{_cut(value)}`"
+    return _cut(node.span.text or str(value))
 
 
-def _dotted(path: NodePath) -> str:
-    return ".".join(str(part) for part in path)
-
-
-def _first_key(tree: Node) -> Span:
-    """A short place that stands for the whole spec: its first key."""
-    if isinstance(tree.value, Mapping):
-        for child in tree.value.values():
-            if child.key_span is not None and child.key_span.source is tree.span.source:
-                return child.key_span
-    return tree.span
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

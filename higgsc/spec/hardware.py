@@ -38,12 +38,18 @@ class HardwareShape(SpecModel):
         return "×".join([*parts, str(self.gpus_per_node), *([self.gpu] if self.gpu else [])])
 
 
+def shape_in(text: str) -> re.Match[str] | None:
+    """The parts of a short form: nodes, GPUs of each, type; None if it is none."""
+    match = _SHAPE.fullmatch(text)
+    return match if match is not None and (match[1] or match[3]) else None
+
+
 def _read_shape(value: Any) -> Any:
     """Accept `8xH200`, `2x8`, `2x8xH100` and `1xCPU` for the mapping they stand for."""
     if isinstance(value, Mapping):
         return value
-    match = _SHAPE.fullmatch(value) if isinstance(value, str) else None
-    if match is None or (match[1] is None and match[3] is None):
+    match = shape_in(value) if isinstance(value, str) else None
+    if match is None:
         raise ValueError(
             f"`{value}` is not a hardware shape; write GPUs x type (`8xH200`), nodes x GPUs (`2x8`), "
             "nodes x GPUs x type (`2x8xH100`) or `1xCPU`"

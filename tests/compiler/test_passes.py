@@ -43,7 +43,7 @@ def train_job(compilation: Compilation) -> TrainJob:
         ("8xH200", "{}", 8, 4),
         ("2x8", "{}", 16, 2),
         ("2x8xH100", "{shard: 8}", 2, 2),
-        ("4xL40S", "{replicate: 1, shard: 4}", 1, 8),
+        ("4xH100", "{replicate: 1, shard: 4}", 1, 8),
         ("1xCPU", "{}", 1, 32),
         ("{nodes: 2, gpus_per_node: 4, gpu: h200}", "{}", 8, 4),
     ],

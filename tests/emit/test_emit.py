@@ -20,7 +20,8 @@ from higgsc.compiler.position import SourceFile
 from higgsc.compiler.source import parse
 from higgsc.contract.jobs import load_job
 from higgsc.contract.outcome import ExitCode, StepError
-from higgsc.emit.build import builds_of, emit_all
+from higgsc.emit.build import builds_of
+from higgsc.emit.emitters import emit_all, sweep_file
 from higgsc.emit.shell import comment, must_be_set, quote, quote_argv
 from higgsc.emit.write import compare, write
 from higgsc.launch.built import load_plan
@@ -42,8 +43,13 @@ def emitted(spec: Path, build: Path | None = None) -> dict[str, str]:
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.stem)
 def test_the_committed_build_is_what_the_spec_says(spec: Path) -> None:
-    folder = ROOT / "generated" / spec.stem
-    assert not compare(folder, emitted(spec)), "run `higgsc build specs/*.yaml` and commit generated/"
+    compilation = compile_spec(spec)
+    assert compilation.folder == f"generated/{spec.stem}"
+    for build in builds_of(compilation):
+        changes = compare(ROOT / build.plan.build, emit_all(build))
+        assert not changes, "run `higgsc build specs/*.yaml` and commit generated/"
+    if len(compilation.compiled) > 1:
+        assert (ROOT / compilation.folder / "sweep.json").read_text("utf-8") == sweep_file(compilation)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.stem)
@@ -55,7 +61,8 @@ def test_two_builds_in_two_folders_are_the_same_bytes(
         copy = tmp_path / name
         shutil.copytree(ROOT / "specs", copy / "specs", ignore=shutil.ignore_patterns("data"))
         monkeypatch.chdir(copy / "specs" if name == "one" else tmp_path)
-        builds.append(emitted(copy / "specs" / spec.name))
+        compilation = compile_spec(copy / "specs" / spec.name)
+        builds.append([emit_all(build) for build in builds_of(compilation)])
     assert builds[0] == builds[1]
 
 
@@ -63,7 +70,8 @@ def test_two_builds_in_two_folders_are_the_same_bytes(
 def test_scripts_pass_shellcheck(spec: Path, tmp_path: Path) -> None:
     shellcheck = shutil.which("shellcheck")
     assert shellcheck, "shellcheck is needed: apt-get install shellcheck"
-    write(tmp_path, emitted(spec))
+    for build in builds_of(compile_spec(spec)):
+        write(tmp_path / build.plan.name, emit_all(build))
     scripts = [*tmp_path.rglob("*.sh"), *tmp_path.rglob("*.sbatch")]
     assert len(scripts) >= 4
     result = subprocess.run([shellcheck, "-S", "style", *scripts], capture_output=True, text=True, check=False)

@@ -14,7 +14,8 @@ import pytest
 
 from higgsc.compiler.compile import compile_spec
 from higgsc.contract.outcome import ExitCode, StepError
-from higgsc.emit.build import builds_of, emit_all
+from higgsc.emit.build import builds_of
+from higgsc.emit.emitters import emit_all
 from higgsc.emit.write import write
 from higgsc.launch.local import run_plan
 

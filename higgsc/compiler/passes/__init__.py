@@ -14,6 +14,7 @@ from higgsc.compiler.ir import Ir
 from higgsc.compiler.passes.batch import batch
 from higgsc.compiler.passes.folders import folders
 from higgsc.compiler.passes.lora_targets import lora_targets
+from higgsc.compiler.passes.memory import memory
 from higgsc.compiler.passes.pinning import pinning
 from higgsc.compiler.passes.schedule import schedule
 from higgsc.compiler.passes.steps import steps
@@ -28,5 +29,6 @@ PASSES: tuple[Pass, ...] = (
     batch,  # needs the data-parallel ranks of `topology`
     schedule,
     lora_targets,
+    memory,  # needs the mesh, the accumulation and the adapter's modules
     steps,  # last: turns what the others derived into steps and job files
 )

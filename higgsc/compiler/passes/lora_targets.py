@@ -27,6 +27,17 @@ FOREIGN = {
     "audio_decoder_proj.text_lm_head": "`text_lm_head`? add it with `lora.heads: [text]`",
     "lm_head": "`text_lm_head`? add it with `lora.heads: [text]`",
     "audio_encoder_proj.linear": "leaving it out? the released model has no audio encoder",
+    **dict.fromkeys(
+        ("c_attn", "qkv_proj", "query_key_value", "Wqkv", "W_pack", "in_proj"),
+        "`self_attn.q_proj`, `self_attn.k_proj` and `self_attn.v_proj`? they are three modules here",
+    ),
+    **dict.fromkeys(("query", "wq", "to_q", "q"), "`self_attn.q_proj`?"),
+    **dict.fromkeys(("key", "wk", "to_k", "k"), "`self_attn.k_proj`?"),
+    **dict.fromkeys(("value", "wv", "to_v", "v"), "`self_attn.v_proj`?"),
+    **dict.fromkeys(("c_proj", "out_proj", "wo", "to_out.0", "dense", "o"), "`self_attn.o_proj`?"),
+    **dict.fromkeys(("fc1", "w1", "dense_h_to_4h", "c_fc"), "`audio_mlp.gate_proj` and `audio_mlp.up_proj`?"),
+    **dict.fromkeys(("fc2", "w2", "dense_4h_to_h"), "`audio_mlp.down_proj`?"),
+    **dict.fromkeys(("all-linear", "all_linear", "all"), "the preset? write `targets: comprehensive`"),
 }
 """Names from other code bases, and what they are called here."""
 
@@ -107,7 +118,14 @@ def _report(ir: Ir, sink: Sink, index: int, pattern: str, matches: dict[str, lis
     others_match = "the other target matches" if rest == 1 else f"the other {rest} targets match"
     notes = (f"{others_match} {matched} modules ({ir.shape.layers} layers)",)
     last_words = {".".join(name.split(".")[-2:]) for name in linear} | {name.split(".")[-1] for name in linear}
-    way_out = f"did you mean {FOREIGN[pattern]}" if pattern in FOREIGN else did_you_mean(pattern, sorted(last_words))
+    if pattern in FOREIGN:
+        way_out = f"did you mean {FOREIGN[pattern]}"
+    elif re.search(r"[\\^$()|+?]", pattern):
+        way_out = "targets are suffixes with `*`, no regular expressions: write `[q_proj, v_proj]`"
+    else:
+        way_out = (
+            did_you_mean(pattern, sorted(last_words)) or "write suffixes such as `self_attn.q_proj`, `audio_mlp.*`"
+        )
     sink.add(
         Diagnostic(
             "HC501",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.ir import Ir
 
+UNLIKELY_RATE = 0.1
+"""Learning rate from which AdamW on an adapter runs away; a hundred times what is usual."""
+
 
 def schedule(ir: Ir, sink: Sink) -> Ir:
     """Check the warm-up and checkpoint interval against the length in steps, and who needs held-out data."""
@@ -21,7 +24,7 @@ def schedule(ir: Ir, sink: Sink) -> Ir:
                     f"a warm-up of {spec.training.warmup_steps} steps leaves nothing of a training of {steps}",
                     ir.label("training.warmup_steps"),
                     secondary=(length,),
-                    help=f"warmup_steps: {steps // 10} is a tenth of the training",
+                    help=f"`warmup_steps: {steps // 10}` is a tenth of the training",
                 )
             )
         if spec.checkpoint.every_steps > steps and ir.given("checkpoint.every_steps"):
@@ -31,9 +34,29 @@ def schedule(ir: Ir, sink: Sink) -> Ir:
                     f"a checkpoint every {spec.checkpoint.every_steps} steps is never due in {steps}",
                     ir.label("checkpoint.every_steps"),
                     secondary=(length,),
-                    help=f"every_steps: {max(1, steps // 4)} would write four",
+                    help=f"`every_steps: {max(1, steps // 4)}` would write four",
                 )
             )
+    if spec.training.learning_rate >= UNLIKELY_RATE:
+        sink.add(
+            Diagnostic(
+                "HC324",
+                f"a learning rate of {spec.training.learning_rate:g} is far above what LoRA is trained with",
+                ir.label("training.learning_rate"),
+                help="`1e-4` is usual; a minus may be missing in the exponent",
+            )
+        )
+    limits = spec.data.limits
+    if limits.min_seconds >= limits.max_seconds:
+        at = "data.limits.min_seconds" if ir.given("data.limits.min_seconds") else "data.limits.max_seconds"
+        sink.add(
+            Diagnostic(
+                "HC325",
+                f"no recording has at least {limits.min_seconds:g} and at most {limits.max_seconds:g} seconds",
+                ir.label(at),
+                help="`min_seconds` has to be below `max_seconds`",
+            )
+        )
     if spec.data.validation.fraction == 0:
         _need_held_out(ir, sink)
     if spec.evaluate is not None and spec.merge is None:

@@ -17,7 +17,7 @@ def topology(ir: Ir, sink: Sink) -> Ir:
                 f"unknown GPU `{shape.gpu}`",
                 ir.label("hardware.gpu" if ir.given("hardware.gpu") else "hardware"),
                 notes=(f"known: {', '.join(GPUS)}",),
-                help=did_you_mean(shape.gpu, GPUS),
+                help=_gpu_instead(shape.gpu),
             )
         )
     world = shape.world_size
@@ -55,13 +55,25 @@ def topology(ir: Ir, sink: Sink) -> Ir:
 
 def _refuse(ir: Ir, sink: Sink, message: str, path: str, world: int) -> None:
     shard = ir.spec.parallelism.shard
-    fitting = shard if world % shard == 0 else max(d for d in range(1, shard) if world % d == 0)
+    fitting = max(d for d in range(1, min(shard, world) + 1) if world % d == 0)
     sink.add(
         Diagnostic(
             "HC301",
             message,
             ir.label(path),
             secondary=(Label(ir.label("hardware").span, f"{world} processes"),),
-            help=f"shard: {fitting} leaves replicate: {world // fitting}",
+            help=f"`shard: {fitting}` leaves `replicate: {world // fitting}`, which is what `auto` stands for",
         )
     )
+
+
+def _gpu_instead(name: str) -> str | None:
+    """The GPU that was meant by a name that is none: with its memory left out, or with more words than needed."""
+    plain = name.casefold().replace("-", "").replace("_", "")
+    sizes = [gpu for gpu in GPUS if gpu.casefold().startswith(f"{name.casefold()}-")]
+    if sizes:
+        return f"write {' or '.join(f'`{gpu}`' for gpu in sizes)}"
+    within = [gpu for gpu in GPUS if plain.startswith(gpu.casefold().replace("-", ""))]
+    if within:
+        return f"did you mean `{max(within, key=len)}`?"
+    return did_you_mean(name, GPUS) or "leave the type out: `2x8` is two machines with eight GPUs each"

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# sweep-learning_rate-2e-4-rank-64-alpha-128: the whole plan without a scheduler (8×H200).
+# Written by higgsc 0.1.0 from specs/sweep.yaml; change the spec and build again.
+#
+# usage: run.sh [STEP...]      all steps in order, or those named: prepare train merge evaluate
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"/../../../..
+: "${HF_TOKEN:?set the secret HF_TOKEN in the environment of the job}"
+
+prepare() { # read the speech data, encode every recording once
+  export PYTHONUNBUFFERED=1
+  export PYTORCH_ALLOC_CONF=expandable_segments:True
+  python -m higgsc run-step generated/sweep/sweep-learning_rate-2e-4-rank-64-alpha-128/jobs/prepare.json
+}
+
+train() { # train the LoRA adapter
+  export PYTHONUNBUFFERED=1
+  export PYTORCH_ALLOC_CONF=expandable_segments:True
+  python -m torch.distributed.run --standalone --nproc-per-node=8 \
+    -m higgsc run-step generated/sweep/sweep-learning_rate-2e-4-rank-64-alpha-128/jobs/train.json
+}
+
+merge() { # fold the adapter into the base
+  export PYTHONUNBUFFERED=1
+  export PYTORCH_ALLOC_CONF=expandable_segments:True
+  python -m higgsc run-step generated/sweep/sweep-learning_rate-2e-4-rank-64-alpha-128/jobs/merge.json
+}
+
+evaluate() { # score held-out samples, speak held-out prompts
+  export PYTHONUNBUFFERED=1
+  export PYTORCH_ALLOC_CONF=expandable_segments:True
+  python -m higgsc run-step generated/sweep/sweep-learning_rate-2e-4-rank-64-alpha-128/jobs/evaluate.json
+}
+
+if [ $# -eq 0 ]; then
+  set -- prepare train merge evaluate
+fi
+for step in "$@"; do
+  case $step in
+    prepare | train | merge | evaluate) ;;
+    *)
+      echo "no step is called $step; see the head of $0" >&2
+      exit 2
+      ;;
+  esac
+done
+for step in "$@"; do
+  echo "== $step" >&2
+  "$step"
+done

@@ -1,0 +1,161 @@
+"""From costs to answers: does a training fit on a GPU, and how long does it take.
+
+Memory follows from shapes and is checked against a trace. Speed does not: it rests on `UTILISATION`, an assumption that
+every output has to name until this trainer has been measured on a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from higgsc.catalog.costs import Memory, Sample, Setup, flops_per_token, memory
+from higgsc.catalog.gpus import Gpu
+
+RESERVE = 0.1
+"""Share of the GPU's memory that is kept free, an allowance and not a measurement: for the CUDA context, NCCL's
+buffers, kernels' workspaces, one more layer that FSDP2 fetches ahead, and the allocator's fragmentation."""
+
+UTILISATION = 0.25
+"""Assumed share of the GPU's dense bf16 peak. This trainer has not been measured on a GPU. Published for LoRA in bf16
+with fused kernels: 0.43 (NVIDIA NeMo AutoModel, Qwen2.5-7B on H100); for an eager full fine-tune of an 8B: 0.33
+(torchtitan, H100). The layers here run eagerly and wait for the GPU where they sort text from audio, so less."""
+
+TYPICAL_SECONDS = 10.0
+"""Assumed length of a reference and of a target, for the speed; memory takes the longest that the spec allows."""
+
+_MOST_SAMPLES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """How fast a training is, if the GPU reaches `UTILISATION` of its peak."""
+
+    sample: Sample
+    """The length that is assumed for every sample."""
+    target_seconds: float
+    """Seconds of speech in its target."""
+    flops_per_token: float
+    """Operations of forward and backward pass."""
+    tokens_per_second: float
+    """Of one GPU."""
+    step_seconds: float
+    """One optimizer step."""
+    speech_hours_per_hour: float
+    """Hours of target speech that all GPUs together train on in an hour."""
+    total_hours: float | None
+    """The whole training; None if its length is given in epochs, for the number of samples is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What is known about a training before it runs. What depends on an unknown GPU is None."""
+
+    memory: Memory
+    """At the longest samples that the spec allows."""
+    longest: Sample
+    """Their length."""
+    samples: int
+    """Samples in a micro-batch."""
+    gpu: Gpu | None
+    fits: bool | None
+    """Whether the memory, with `RESERVE` on top, is there."""
+    largest: int | None
+    """Samples of the longest kind in the largest micro-batch that fits; 0 if not even one does."""
+    speed: Speed | None
+    unknown: str | None
+    """Why there is no verdict and no speed."""
+
+    @property
+    def largest_tokens(self) -> int | None:
+        return None if self.largest is None else self.largest * self.longest.tokens
+
+
+def usable(gpu: Gpu) -> int:
+    """Bytes that a training may take."""
+    return int(gpu.memory_bytes * (1 - RESERVE))
+
+
+def fits(setup: Setup, sample: Sample, samples: int, gpu: Gpu) -> bool:
+    """Whether micro-batches of `samples` samples fit."""
+    return memory(setup, sample, samples).total <= usable(gpu)
+
+
+def largest_batch(setup: Setup, sample: Sample, gpu: Gpu) -> int:
+    """Samples in the largest micro-batch that fits; 0 if one sample is too much.
+
+    Takes the accumulation as it is, so that the answer does not hang on which batches divide which.
+    """
+    low, high = 0, 1
+    while high < _MOST_SAMPLES and fits(setup, sample, high, gpu):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(setup, sample, middle, gpu) else (low, middle)
+    return low
+
+
+def speed(setup: Setup, seconds: float, samples: int, gpu: Gpu, *, steps: int | None) -> Speed:
+    """Speed on `replicate x shard` GPUs.
+
+    Communication is not counted: with whole copies of the base, what moves once in a step are the adapter's gradients.
+
+    Args:
+        seconds: Assumed length of a sample's reference, and of its target.
+        samples: Samples in a micro-batch.
+        steps: Optimizer steps of the training, if known.
+    """
+    sample = Sample.of_seconds(seconds, seconds)
+    row = samples * sample.tokens
+    # The kernel multiplies what the dense block mask then hides, so a token attends to its whole row.
+    flops = flops_per_token(setup, keys=row, audio_share=sample.audio_rows / sample.tokens)
+    tokens_per_second = gpu.bf16_tflops_dense * 1e12 * UTILISATION / flops
+    step_seconds = setup.accumulation * row / tokens_per_second
+    samples_per_second = setup.replicate * setup.shard * tokens_per_second / sample.tokens
+    return Speed(
+        sample=sample,
+        target_seconds=seconds,
+        flops_per_token=flops,
+        tokens_per_second=tokens_per_second,
+        step_seconds=step_seconds,
+        speech_hours_per_hour=samples_per_second * seconds,
+        total_hours=None if steps is None else steps * step_seconds / 3600,
+    )
+
+
+def estimate(
+    setup: Setup,
+    *,
+    samples: int,
+    max_seconds: float,
+    typical_seconds: float,
+    gpu: Gpu | None,
+    unknown: str | None = None,
+    steps: int | None = None,
+) -> Estimate:
+    """All of it.
+
+    Args:
+        samples: Samples in a micro-batch.
+        max_seconds: Longest reference and longest target that the spec allows.
+        typical_seconds: Assumed length of both, for the speed.
+        gpu: None if it is not known; then `unknown` says why.
+        steps: Optimizer steps of the training, if known.
+    """
+    longest = Sample.of_seconds(max_seconds, max_seconds)
+    # The peak figure of the catalog is bfloat16's; float32 runs on other units, of which it says nothing.
+    fast = gpu is not None and setup.precision == "bf16"
+    return Estimate(
+        memory=memory(setup, longest, samples),
+        longest=longest,
+        samples=samples,
+        gpu=gpu,
+        fits=None if gpu is None else fits(setup, longest, samples, gpu),
+        largest=None if gpu is None else largest_batch(setup, longest, gpu),
+        speed=speed(setup, typical_seconds, samples, gpu, steps=steps) if gpu is not None and fast else None,
+        unknown=unknown if gpu is None or fast else "the catalog knows no float32 peak",
+    )
+
+
+def with_shards(setup: Setup, shard: int) -> Setup:
+    """The same processes, with `shard` of them to a copy of the base."""
+    return replace(setup, shard=shard, replicate=setup.replicate * setup.shard // shard)

@@ -1,0 +1,270 @@
+"""The way out of a wrong value: what the writer most likely meant, and how it is written here."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from higgsc.compiler.diagnostics import closest
+from higgsc.compiler.keys import may_be_null
+from higgsc.compiler.source import Node, NodePath
+from higgsc.spec.hardware import shape_in
+
+_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_YES, _NO = ("yes", "on", "y", "true", "1"), ("no", "off", "n", "false", "0")
+_QUOTES = "“”„‟‘’‚‛«»‹›＂＇`´"
+_UNITS = {
+    "s": 1,
+    "sec": 1,
+    "m": 60,
+    "min": 60,
+    "minute": 60,
+    "h": 3600,
+    "hr": 3600,
+    "hour": 3600,
+    "d": 86400,
+    "day": 86400,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """A way out."""
+
+    help: str | None = None
+    text: str | None = None
+    """What to put in the value's place, when that is safe to do unseen."""
+
+
+def for_type(node: Node, path: NodePath, expected: list[str]) -> Hint:
+    """For a value of the wrong type.
+
+    Args:
+        node: The value.
+        path: Where it stands.
+        expected: What is taken there, in words: `a whole number`, `a list`.
+    """
+    value, written = node.value, node.span.text
+    takes = set(expected)
+    if value is None:
+        return _for_empty(path, takes)
+    if "a mapping" in takes and not isinstance(value, Mapping):
+        return _as_mapping(node, path)
+    if "a list" in takes and not isinstance(value, tuple):
+        return _as_list(node, path, [word.strip("`") for word in expected if word.startswith("`")])
+    if "true or false" in takes:
+        word = str(value).lower()
+        right = "true" if word in _YES else "false" if word in _NO else None
+        return Hint(f"write `{right}`", right) if right else Hint("write `true` or `false`")
+    if path[-1:] == ("time_limit",) and isinstance(value, int | float):
+        return Hint(f'as hours: `"{value:g}:00:00"`; as minutes: `"0:{value:g}:00"`' if 0 < value < 60 else _DURATION)
+    if "a string" in takes and isinstance(value, bool | int | float):
+        return Hint(f'put it in quotes: `"{written}"`', f'"{written}"')
+    if isinstance(value, float) and "a whole number" in takes:
+        if value.is_integer() and abs(value) < 1e15:
+            return Hint(f"write `{int(value)}`", str(int(value)))
+        if path[-1:] == ("warmup_steps",) and 0 < value < 1:
+            return Hint("this is a number of optimizer steps, not a share of them; write `warmup_steps: 100`")
+        return Hint("write it without a fraction")
+    if isinstance(value, str) and takes & {"a number", "a whole number"}:
+        return _as_number(value, whole="a number" not in takes, quoted=written[:1] in "'\"")
+    return Hint()
+
+
+_DURATION = 'write hours, minutes and seconds: `"24:00:00"`'
+
+
+def _for_empty(path: NodePath, takes: set[str]) -> Hint:
+    if "a mapping" in takes:
+        return Hint(f"indent the keys of `{path[-1]}` below it, or take the line out")
+    return Hint("write a value behind the colon, or take the line out")
+
+
+def _as_mapping(node: Node, path: NodePath) -> Hint:
+    value, written, last = node.value, node.span.text, path[-1] if path else ""
+    if may_be_null(path) and (value is False or str(value).lower() in ("no", "none", "off", "false", "nil")):
+        return Hint(f"`{last}: null` switches it off", "null")
+    if value is True:
+        return Hint("take the line out: it is on by itself")
+    if isinstance(value, str) and (glued := re.match(r"([A-Za-z_]+)[:=](?=\S)", value)):
+        return Hint(f"a space is missing after the colon: `{glued[1]}: {value[glued.end() :]}`")
+    main = {"global_batch": "samples", "micro_batch": "samples", "evaluate": "samples", "validation": "fraction"}
+    if last in main and isinstance(value, int | float):
+        fitting = isinstance(value, int) or last == "validation"
+        return Hint(
+            f"write `{{{main[str(last)]}: {written}}}`", f"{{{main[str(last)]}: {written}}}" if fitting else None
+        )
+    if len(path) == 3 and path[:2] == ("data", "train") and isinstance(value, str):
+        return Hint(f"write `{{path: {written}}}`", f"{{path: {written}}}")
+    if last == "model" and isinstance(value, str):
+        return Hint(f"write `{{family: higgs-audio-v2, base: {written}}}`")
+    if last == "lora" and (value is False or value == "full"):
+        return Hint("training is always LoRA; take the line out")
+    if last == "checkpoint" and isinstance(value, int):
+        return Hint(f"write `{{every_steps: {written}}}`")
+    if last == "parallelism" and isinstance(value, str | int):
+        return Hint("write `{replicate: auto, shard: 1}`")
+    return Hint(f"write `{last}: {{key: value}}`, or its keys below it, indented" if isinstance(last, str) else None)
+
+
+def _as_list(node: Node, path: NodePath, words: list[str]) -> Hint:
+    value, written, last = node.value, node.span.text, path[-1] if path else ""
+    if isinstance(value, Mapping):
+        braces = written.startswith("{") and "\n" not in written
+        return Hint(f"put it into a list: `[{written}]`" if braces else "put `- ` before its first key")
+    if not isinstance(value, str):
+        return Hint(f"put it into a list: `[{written}]`")
+    if path == ("data", "train"):
+        return Hint(f"write `[{{path: {written}}}]`", f"[{{path: {written}}}]")
+    if path == ("lora", "targets"):
+        if value.replace("_", "-") in ("all", "all-linear", "all-linear-layers"):
+            return Hint("write `comprehensive`: attention and both FFN paths", "comprehensive")
+        if match := closest(value, words, cutoff=0.7):
+            return Hint(f"did you mean `{match}`?", match)
+    entries = [entry for entry in re.split(r"[,\s]+", value) if entry]
+    listed = f"[{', '.join(entries)}]"
+    safe = bool(entries) and all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", entry) for entry in entries)
+    return Hint(f"put it into a list: `{listed}`", listed if safe and last != "train" else None)
+
+
+def _as_number(value: str, *, whole: bool, quoted: bool) -> Hint:
+    """The number in a string that people take for one."""
+    text = "".join(str(unicodedata.digit(c)) if c.isdigit() and c.isdecimal() else c for c in value.strip())
+    text = re.sub("[‐‑‒–—−]", "-", text)
+    if _NUMBER.fullmatch(text):
+        if whole and not re.fullmatch(r"[-+]?[0-9]+", text):
+            return Hint("write a whole number")
+        if text == value:
+            return Hint(f"remove the quotes: `{text}`", text) if quoted else Hint()
+        return Hint(f"write `{text}` in plain digits and signs", text)
+    if re.fullmatch(r"[0-9]{1,3}([,_' \u00a0\u202f][0-9]{3})+", text) and (whole or text[0] != "0"):
+        plain = re.sub(r"[^0-9]", "", text)
+        return Hint(f"write `{plain}`, without separators", plain if whole else None)
+    if re.fullmatch(r"[0-9]+,[0-9]+", text) and not whole:
+        return Hint(f"write `{text.replace(',', '.')}`, with a point", text.replace(",", "."))
+    if match := re.fullmatch(r"([0-9.]+) ?%", text):
+        return Hint(f"write a share, not per cent: `{_share(float(match[1])) if match[1].count('.') < 2 else 0.02}`")
+    if match := re.fullmatch(r"([0-9]+)k", text.lower()):
+        return Hint(f"write `{match[1]}000`", f"{match[1]}000")
+    if match := re.fullmatch(r"([0-9.]+) ?[*x×·]? ?10\^?(-[0-9]+)", text):
+        return Hint(f"write `{match[1]}e{match[2]}`")
+    return Hint("write a whole number such as `100`" if whole else "write a number such as `1e-4`")
+
+
+def _share(per_cent: float) -> str:
+    return f"{per_cent / 100:g}"
+
+
+def for_bound(node: Node, path: NodePath, low: float | None, high: float | None) -> Hint:
+    """For a number that is too small (`low` is the bound) or too large (`high` is)."""
+    value, written = node.value, node.span.text
+    last = path[-1] if path else ""
+    if not isinstance(value, int | float) or high is None:
+        return Hint()
+    if last == "learning_rate":
+        forgot = re.fullmatch(r"([0-9.]+)e\+?([0-9]+)", written.lower())
+        return Hint(f"did you mean `{forgot[1]}e-{forgot[2]}`?" if forgot else "LoRA takes rates of about `1e-4`")
+    if str(last).endswith("seconds") and value / 1000 <= high:
+        return Hint(f"it is given in seconds: `{value / 1000:g}`")
+    if high <= 1 and value / 100 <= high:
+        return Hint(f"it is a share, not per cent: `{_share(value)}`")
+    return Hint()
+
+
+def for_pattern(node: Node, path: NodePath) -> Hint:
+    """For a string that does not have the form of its key."""
+    value = node.value
+    if not isinstance(value, str):
+        return Hint()
+    last = path[-1] if path else ""
+    if value[:1] in _QUOTES or value[-1:] in _QUOTES:
+        return Hint(f"quotes of this kind are part of the value; write `{value.strip(_QUOTES)}`")
+    if last == "time_limit":
+        return Hint(f'write `"{found}"`' if (found := _duration(value)) else _DURATION)
+    if path[:1] == ("secrets",):
+        plain = re.sub(r"[^A-Za-z0-9_]+", "_", value).strip("_").upper()
+        return Hint(f"write `{plain}`, the name alone" if plain else "write `HF_TOKEN`")
+    if last in ("name", "profile", "partition", "account", "qos"):
+        plain = re.sub(r"[^A-Za-z0-9._]+", "-", value).strip("-._")[:64]
+        return Hint(f"`{plain}` would do" if plain else "write it in Latin letters, `arabic-1`")
+    return Hint("write a path on one line" if value else "write a path, or take the line out")
+
+
+def _duration(text: str) -> str | None:
+    """`[days-]hours:minutes:seconds` for `90m`, `1d 12h`, `24 hours`."""
+    parts = re.findall(r"([0-9]+)\s*([a-z]+)", text.lower())
+    if not parts or re.sub(r"([0-9]+)\s*([a-z]+)|[\s,]|and", "", text.lower()):
+        return None
+    units = [_UNITS.get(unit) or _UNITS.get(unit.rstrip("s")) for _, unit in parts]
+    if not all(units) or any(len(count) > 6 for count, _ in parts):
+        return None
+    seconds = sum(int(count) * (unit or 0) for (count, _), unit in zip(parts, units, strict=True))
+    days, rest = divmod(seconds, 86400)
+    hours = f"{rest // 3600:02}:{rest // 60 % 60:02}:{rest % 60:02}"
+    if seconds % 86400 == 0 and days == 1:
+        return "24:00:00"
+    return f"{days}-{hours}" if days else hours
+
+
+def for_hardware(node: Node) -> Hint:
+    """For a value that is no hardware shape."""
+    value = node.value
+    if isinstance(value, int) and 1 <= value <= 128:
+        return Hint(f"write `{value}xH200`, or `1x{value}` if the type does not matter")
+    if not isinstance(value, str):
+        return Hint("write `8xH200`")
+    text = re.sub(r"(?i)\s*(gpus?|of|nodes?|nvidia|à)\b\s*", " ", value).strip()
+    parts = [
+        part
+        for part in re.split(r"(?<=[0-9])[xX×*:](?=[0-9A-Za-z])|(?<=[A-Za-z0-9])[×*:]|[\s,×*:]+|\bx\b", text)
+        if part
+    ]
+    parts = [p for part in parts for p in _halves(part)]
+    counts, types = [p for p in parts if p.isdecimal()], [p for p in parts if not p.isdecimal()]
+    shape = "x".join([*(counts or ["1"]), *types])
+    return (
+        Hint(f"write `{shape}`", shape)
+        if len(types) <= 1 and len(shape) < 40 and shape_in(shape)
+        else Hint("write `8xH200`")
+    )
+
+
+def _halves(part: str) -> list[str]:
+    """`H200x8` as type and count."""
+    match = re.fullmatch(r"([A-Za-z][A-Za-z0-9-]*?)[xX]([0-9]{1,3})", part)
+    return [match[1], match[2]] if match else [part]
+
+
+_WORDS = {
+    "bfloat16": "bf16",
+    "float32": "fp32",
+    "single": "fp32",
+    "fp16": "bf16",
+    "float16": "bf16",
+    "half": "bf16",
+    "mixed": "bf16",
+    "16": "bf16",
+    "32": "fp32",
+    "json": "chatml",
+    "jsonl": "chatml",
+    "latest": "last",
+    "newest": "last",
+    "none": "constant",
+    "val": "held-out",
+    "validation": "held-out",
+    "test": "held-out",
+    "train": "training",
+}
+"""Words from elsewhere for one of our choices."""
+
+
+def for_choice(node: Node, choices: list[str]) -> Hint:
+    """For a word that is none of the choices."""
+    word = str(node.value).strip().strip(_QUOTES)
+    known = _WORDS.get(word.lower())
+    starts = [choice for choice in choices if word.lower().startswith(choice) and len(choice) > 2]
+    if match := (known if known in choices else None) or closest(word, choices) or (starts[0] if starts else None):
+        return Hint(f"did you mean `{match}`?", match)
+    return Hint(f"write `{choices[0]}`" if len(choices) == 1 else None)

@@ -1,0 +1,204 @@
+"""Keys that the schema does not have at their place: what was meant, and where it belongs."""
+
+from __future__ import annotations
+
+import re
+import types
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from higgsc.compiler.diagnostics import Diagnostic, Edit, Label, closest
+from higgsc.compiler.foreign import foreign_key, synonym
+from higgsc.compiler.position import Span
+from higgsc.compiler.source import Node, NodePath
+from higgsc.spec import Experiment
+
+_EXAMPLES = {
+    "apiVersion": "higgsc/v1",
+    "name": "arabic",
+    "family": "higgs-audio-v2",
+    "model": "{family: higgs-audio-v2}",
+    "data": "{train: [{path: data/train_chatml.json}]}",
+    "train": "[{path: data/train_chatml.json}]",
+    "path": "data/train_chatml.json",
+    "hardware": "8xH200",
+    "gpus_per_node": "8",
+    "training": "{epochs: 3, global_batch: {samples: 128}, learning_rate: 1e-4}",
+    "global_batch": "{samples: 128}",
+    "samples": "128",
+    "learning_rate": "1e-4",
+}
+"""What to write for a key that is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """What there is to say about an unknown key."""
+
+    diagnostic: Diagnostic
+    meant: NodePath | None
+    """The path that the key was probably meant for: it is then not missing as well."""
+
+
+def unknown_key(tree: Node, path: NodePath) -> Unknown:
+    """The diagnostic for the unknown key at the end of `path`."""
+    node, _ = tree.find(path)
+    *above, last = path
+    name, parent = str(last), tuple(above)
+    known = tuple(model_at(parent).model_fields)
+    inside = f" in `{dotted(parent)}`" if parent else ""
+    there = Label(node.place)
+
+    def say(
+        meant: NodePath | None, help: str | None, *, fix: str | None = None, notes: tuple[str, ...] = ()
+    ) -> Unknown:
+        edit = Edit(node.key_span, fix) if fix is not None and node.key_span is not None else None
+        return Unknown(Diagnostic("HC101", f"unknown key `{name}`{inside}", there, (), notes, help, edit), meant)
+
+    if (glued := re.fullmatch(r"([A-Za-z_]+):(\S.*)", name)) and glued[1] in known and node.value is None:
+        spaced = f"{glued[1]}: {glued[2]}"
+        return say((*parent, glued[1]), f"a space is missing after the colon: `{spaced}`", fix=spaced)
+    if "." in name and (nested := _nested(name, node)) is not None:
+        return say((*parent, *name.split(".")), nested)
+    plain = " ".join(unicodedata.normalize("NFKC", name).split())
+    if plain != name and plain in known:
+        odd = next(c for c in name if unicodedata.normalize("NFKC", c) != c or c.isspace())
+        return say(
+            (*parent, plain),
+            f"write `{plain}`: the key holds U+{ord(odd):04X}, which only looks like a space or letter",
+        )
+    if (other := synonym(parent, name)) is not None:
+        return say((*parent, other), f"did you mean `{other}`?")
+    if (known_as := foreign_key(name, at_top=not parent)) is not None:
+        message = f"`{name}` is a key of {known_as.origin}, not of higgsc"
+        return Unknown(Diagnostic("HC107", message, there, help=known_as.instead), known_as.path)
+    if found := [home for home in homes().get(name, ()) if home[:-1] != _without_indices(parent)]:
+        return say(found[0], _belongs(tree, parent, name, found))
+    if match := closest(name, known):
+        taken = tree.find((*parent, match))[1] == ()
+        renamed = match if not taken and node.key_span is not None and _bare(node.key_span) == name else None
+        return say(None if taken else (*parent, match), f"did you mean `{match}`?", fix=renamed)
+    if match := closest(name, homes(), cutoff=0.8):
+        found = list(homes()[match])
+        return say(found[0], f"did you mean {_or_paths(found)}?")
+    return say(None, None, notes=(f"known here: {', '.join(known)}",))
+
+
+def missing_key(tree: Node, path: NodePath, name: str) -> Diagnostic:
+    """The diagnostic for a key that the mapping at `path` needs."""
+    inside = f" in `{dotted(path)}`" if path else ""
+    node, _ = tree.find(path)
+    place = node.place if path else _first_key(tree)
+    example = f" {_EXAMPLES[name]}" if name in _EXAMPLES else ""
+    return Diagnostic("HC102", f"missing key `{name}`{inside}", Label(place), help=f"add `{name}:{example}`")
+
+
+def bare_key(word: str, place: Span, *, alone: bool) -> Diagnostic | None:
+    """For the first word of a dotted key in a sweep or on the command line: a diagnostic if its path was left out.
+
+    Args:
+        word: The word.
+        place: Where it stands.
+        alone: Whether it is the whole key.
+    """
+    if not alone or word in Experiment.model_fields:
+        return None
+    found = homes().get(word, ())
+    if not found:
+        return None
+    fix = Edit(place, dotted(found[0])) if len(found) == 1 else None
+    help_ = f"write {_or_paths(list(found))}" if len(found) == 1 else f"did you mean {_or_paths(list(found))}?"
+    return Diagnostic("HC101", f"`{word}` is not the whole key", Label(place), help=help_, fix=fix)
+
+
+@lru_cache
+def homes() -> Mapping[str, tuple[NodePath, ...]]:
+    """Every key of the schema with all paths at which it stands, entries of lists without their index."""
+    found: dict[str, tuple[NodePath, ...]] = {}
+    for path in _paths(Experiment, ()):
+        found[str(path[-1])] = (*found.get(str(path[-1]), ()), path)
+    return types.MappingProxyType(found)
+
+
+def _paths(model: type[BaseModel], above: NodePath) -> Iterator[NodePath]:
+    for name, field in model.model_fields.items():
+        yield (*above, name)
+        if (inner := _model_in(field.annotation)) is not None:
+            yield from _paths(inner, (*above, name))
+
+
+def _belongs(tree: Node, parent: NodePath, name: str, found: list[NodePath]) -> str:
+    if len(found) > 1:
+        return f"did you mean {_or_paths(found)}?"
+    (home,) = found
+    if len(home) == 1:
+        return f"`{name}` belongs at the top level: take the indentation away"
+    beside, rest = tree.find(home[:-1])
+    if not rest and beside.value is None and home[:-2] == parent:
+        return f"it belongs to `{home[-2]}`: indent it by two more spaces"
+    return f"move it to `{dotted(home[:-1])}`"
+
+
+def _nested(name: str, node: Node) -> str | None:
+    """For a dotted key in a file: the same as mappings; None if the schema has no such path."""
+    words = tuple(name.split("."))
+    if words not in homes().get(words[-1], ()):
+        return None
+    value = node.span.text if not isinstance(node.value, Mapping | tuple) and len(node.span.text) < 60 else "…"
+    return f"keys are nested here: write `{words[0]}: {'{'}{': {'.join(words[1:])}: {value}{'}' * (len(words) - 1)}`"
+
+
+def _or_paths(paths: list[NodePath]) -> str:
+    return " or ".join(f"`{dotted(path)}`" for path in paths[:3])
+
+
+def _without_indices(path: NodePath) -> NodePath:
+    return tuple(part for part in path if isinstance(part, str))
+
+
+def _bare(span: Span) -> str:
+    return span.text.strip("\"'")
+
+
+def model_at(path: NodePath) -> type[BaseModel]:
+    """The model that describes the mapping at a path of the spec."""
+    model: type[BaseModel] = Experiment
+    for part in path:
+        field = model.model_fields.get(str(part))
+        if field is not None:
+            model = _model_in(field.annotation) or model
+    return model
+
+
+def may_be_null(path: NodePath) -> bool:
+    """Whether `null` may stand at a path of the spec."""
+    field = model_at(path[:-1]).model_fields.get(str(path[-1])) if path else None
+    return field is not None and type(None) in get_args(field.annotation)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model inside an annotation such as `tuple[Source, ...]` or `Merge | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        if (found := _model_in(argument)) is not None:
+            return found
+    return None
+
+
+def _first_key(tree: Node) -> Span:
+    """A short place that stands for the whole spec: its first key."""
+    if isinstance(tree.value, Mapping):
+        for child in tree.value.values():
+            if child.key_span is not None and child.key_span.source is tree.span.source:
+                return child.key_span
+    return tree.span
+
+
+def dotted(path: NodePath) -> str:
+    return ".".join(str(part) for part in path)

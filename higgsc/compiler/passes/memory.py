@@ -1,0 +1,91 @@
+"""The memory of a GPU: a training that does not fit is refused before it is submitted."""
+
+from __future__ import annotations
+
+from higgsc.catalog.costs import Setup
+from higgsc.catalog.estimate import RESERVE, TYPICAL_SECONDS, Estimate, estimate, fits, with_shards
+from higgsc.catalog.gpus import find_gpu
+from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
+from higgsc.compiler.ir import Ir
+
+
+def memory(ir: Ir, sink: Sink) -> Ir:
+    """Refuse micro-batches that, at the longest samples allowed, need more memory than the named GPU has.
+
+    The longest, because a run that meets them in its thousandth step has lost a thousand steps.
+    """
+    if "training.accumulation" not in ir.derived:
+        return ir  # the mesh is wrong, and has been reported
+    found = estimate_of(ir)
+    if found.gpu is None or found.fits:
+        return ir
+    need, have = found.memory.total / 1e9, found.gpu.memory_bytes / 1e9
+    seconds = ir.spec.data.limits.max_seconds
+    tokens = found.samples * found.longest.tokens
+    sink.add(
+        Diagnostic(
+            "HC331",
+            f"a micro-batch of {found.samples} samples needs {need:.0f} of the {found.gpu.name}'s {have:.0f} GB",
+            ir.label("training.micro_batch.samples", f"up to {tokens:,} tokens at a time"),
+            secondary=(Label(ir.label("hardware").span, f"{have:.0f} GB each, of which {RESERVE:.0%} stays free"),),
+            notes=(f"counted with clips of {seconds:g} s, the longest that `data.limits.max_seconds` lets in",),
+            help=_way_out(ir, found),
+        )
+    )
+    return ir
+
+
+def setup_of(ir: Ir) -> Setup:
+    """What the costs depend on, from a state whose mesh is sound."""
+    modules = ir.derived["lora.modules"].value
+    assert isinstance(modules, tuple)
+    return Setup(
+        shape=ir.shape,
+        precision=ir.spec.precision,
+        targets=modules,
+        rank=ir.spec.lora.rank,
+        dropout=ir.spec.lora.dropout,
+        replicate=ir.integer("parallelism.replicate"),
+        shard=ir.spec.parallelism.shard,
+        accumulation=ir.integer("training.accumulation"),
+    )
+
+
+def estimate_of(ir: Ir, seconds: float | None = None) -> Estimate:
+    """Memory and speed of a spec whose mesh is sound.
+
+    Args:
+        seconds: Typical length of a clip, for the speed; `TYPICAL_SECONDS` within the spec's limits if not given.
+    """
+    spec = ir.spec
+    limits, hardware = spec.data.limits, spec.hardware
+    gpu = find_gpu(hardware.gpu) if hardware.device == "cuda" and hardware.gpu is not None else None
+    if hardware.device == "cpu":
+        unknown = "the hardware is a CPU"
+    else:
+        unknown = f"`hardware: {str(hardware).replace('×', 'x')}` names no GPU"
+    return estimate(
+        setup_of(ir),
+        samples=spec.training.micro_batch.samples,
+        max_seconds=limits.max_seconds,
+        typical_seconds=seconds or max(limits.min_seconds, min(limits.max_seconds, TYPICAL_SECONDS)),
+        gpu=gpu,
+        unknown=None if gpu is not None else unknown,
+        steps=spec.training.steps,
+    )
+
+
+def _way_out(ir: Ir, found: Estimate) -> str:
+    """The largest micro-batch that fits and divides the global batch; the fewest shards that help; what is left."""
+    assert found.gpu is not None
+    assert found.largest is not None
+    setup, wanted = setup_of(ir), ir.spec.training.global_batch.samples
+    ranks = setup.replicate * setup.shard
+    fitting = max((d for d in range(1, found.largest + 1) if wanted % (ranks * d) == 0), default=None)
+    shards = (d for d in range(setup.shard + 1, ranks + 1) if ranks % d == 0)
+    shard = next((d for d in shards if fits(with_shards(setup, d), found.longest, found.samples, found.gpu)), None)
+    ways = [f"`micro_batch: {{samples: {fitting}}}` fits"] if fitting else []
+    ways += [f"`parallelism: {{shard: {shard}}}` fits"] if shard else []
+    return ", and so does ".join(way if not i else way.removesuffix(" fits") for i, way in enumerate(ways)) or (
+        "lower `data.limits.max_seconds`, or take a GPU with more memory"
+    )

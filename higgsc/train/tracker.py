@@ -1,0 +1,86 @@
+"""Counts the memory of a computation, operation by operation, without running it: the tensors may be fake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.weak import WeakIdKeyDictionary
+
+PARTS = ("base", "adapter", "optimizer", "gradients", "gathered", "activations", "working")
+"""What a byte can belong to; see `Tracker`."""
+
+
+class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all living tensors, operation by operation, and keeps the composition of the peak.
+
+    Parts: `base` and `adapter` parameters (of this process, so its shards if there are any), `optimizer` state,
+    `gradients`, `gathered` (parameters that FSDP2 has put together for the moment), `activations` (what the decoder's
+    forward pass keeps for the backward pass), and `working`: logits, and everything that comes and goes.
+    """
+
+    def __init__(self, owners: Callable[[], Iterator[tuple[str, Tensor]]], masks: Mapping[Tensor, int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak: dict[str, int] = dict.fromkeys(PARTS, 0)
+        self.in_decoder = False
+        self._owners = owners
+        self._part: Any = WeakIdKeyDictionary()
+        self._true: Any = WeakIdKeyDictionary({mask.untyped_storage(): count for mask, count in masks.items()})
+        self._audio_rows = max(masks.values())
+        self._largest = 0
+        for _, tensor in owners():
+            self._add(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # DTensor takes itself apart first, and its local operations come back here
+        result = self._run(func, args, kwargs or {})
+        grew = [self._add(leaf) for leaf in tree_iter(result) if isinstance(leaf, Tensor)]
+        if any(grew):
+            self._measure()
+        return result
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run one operation. Where the shape depends on what a mask holds, its count of true entries is known."""
+        aten = torch.ops.aten
+        if func is aten.index.Tensor and args[1][-1].dtype == torch.bool:
+            source, mask = args[0], args[1][-1]
+            return source.new_empty((self._true[mask.untyped_storage()], *source.shape[mask.ndim :]))
+        result = func(*args, **kwargs)
+        if func is aten.bitwise_or.Tensor:  # the model's `ids == placeholder | ids == delay`
+            self._true[result.untyped_storage()] = self._audio_rows
+        elif func is aten.bitwise_not.default:
+            self._true[result.untyped_storage()] = result.numel() - self._true[args[0].untyped_storage()]
+        return result
+
+    def _add(self, tensor: Tensor) -> bool:
+        storage = _local(tensor).untyped_storage()
+        if storage in self._part:
+            return False
+        self._part[storage] = "working"
+        return True
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Pack hook of autograd: the tensor is being saved for the backward pass."""
+        if self.in_decoder:
+            self._part[_local(tensor).untyped_storage()] = "activations"
+        return tensor
+
+    def _measure(self) -> None:
+        total = sum(storage.nbytes() for storage in self._part)
+        if total <= self._largest:
+            return
+        self._largest = total
+        owned = WeakIdKeyDictionary({_local(tensor).untyped_storage(): part for part, tensor in self._owners()})
+        self.peak = dict.fromkeys(PARTS, 0)
+        for storage, part in self._part.items():
+            self.peak[owned.get(storage, part)] += storage.nbytes()  # type: ignore[no-untyped-call]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
