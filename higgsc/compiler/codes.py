@@ -147,6 +147,14 @@ CODES: dict[str, Code] = {
         "longest samples that `data.limits.max_seconds` lets in, because one such batch ends the run. A tenth of the\n"
         "GPU stays free for what is not computed. Without a GPU type in `hardware` nothing is checked.",
     ),
+    "HC411": Code(
+        "a file of the spec is not here",
+        "Data and local models are looked for when a spec is checked or built, because a misspelt path would\n"
+        "otherwise be found by the prepare step, after an hour in the queue. Relative paths start at the project root,\n"
+        "the folder above `specs/`. The build does not depend on it: where the data lie on another machine it is a\n"
+        "warning. `higgsc run`, which starts work, refuses.",
+        "warning",
+    ),
     "HC412": Code(
         "the base model is not pinned",
         "A hub repository can change under a running experiment; this one already did once, when its file format\n"
