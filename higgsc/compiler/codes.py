@@ -150,8 +150,8 @@ CODES: dict[str, Code] = {
     "HC411": Code(
         "a file of the spec is not here",
         "Data and local models are looked for when a spec is checked or built, because a misspelt path would\n"
-        "otherwise be found by the prepare step, after an hour in the queue. Relative paths start at the project root,\n"
-        "the folder above `specs/`. The build does not depend on it: where the data lie on another machine it is a\n"
+        "otherwise be found by the prepare step, after an hour in the queue. Relative paths start at the project\n"
+        "root, the folder above `specs/`. The build does not depend on it: where the data lie on another machine it is a\n"
         "warning. `higgsc run`, which starts work, refuses.",
         "warning",
     ),
