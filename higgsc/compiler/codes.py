@@ -151,8 +151,8 @@ CODES: dict[str, Code] = {
         "a file of the spec is not here",
         "Data and local models are looked for when a spec is checked or built, because a misspelt path would\n"
         "otherwise be found by the prepare step, after an hour in the queue. Relative paths start at the project\n"
-        "root, the folder above `specs/`. The build does not depend on it: where the data lie on another machine it is\n"
-        "a warning. `higgsc run`, which starts work, refuses.",
+        "root, the folder above `specs/`. The build does not depend on it: where the data lie on another machine,\n"
+        "it is a warning. `higgsc run`, which starts work, refuses.",
         "warning",
     ),
     "HC412": Code(
