@@ -256,6 +256,19 @@ def _config(shape: HiggsAudioV2Shape) -> HiggsAudioV2Config:
     return config
 
 
+def peak(job: TrainJob, lengths: Lengths) -> dict[str, int]:
+    """Peak memory in bytes, by part, of a process of the job's training; the other processes are fake."""
+    world = job.mesh.replicate * job.mesh.shard
+    if world > 1:
+        dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
+    try:
+        shallow, deep = (trace(job, lengths, layers) for layers in DEPTHS)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+    return extrapolate(shallow, deep, shape_of(job.model.base).layers)
+
+
 def extrapolate(shallow: Mapping[str, int], deep: Mapping[str, int], layers: int) -> dict[str, int]:
     """Bytes by part at `layers` layers, on the straight line through the two traced depths."""
     span = DEPTHS[1] - DEPTHS[0]
@@ -263,17 +276,14 @@ def extrapolate(shallow: Mapping[str, int], deep: Mapping[str, int], layers: int
 
 
 def main(path: Path) -> None:
-    """Print as JSON what a file asks for: `{"train": job, "reference": frames, "target": frames, "text": tokens}`."""
-    request = json.loads(path.read_text("utf-8"))
-    job = TrainJob.model_validate(request["train"])
-    lengths = Lengths(**{name: request[name] for name in ("reference", "target", "text")})
+    """Print as JSON what a file asks for: a list of `{"train": job, "reference": …, "target": …, "text": …}`."""
     torch.set_num_threads(1)
-    world = job.mesh.replicate * job.mesh.shard
-    if world > 1:
-        dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
-    shallow, deep = (trace(job, lengths, layers) for layers in DEPTHS)
-    full = extrapolate(shallow, deep, shape_of(job.model.base).layers)
-    print(json.dumps({"parts": full, "total": sum(full.values())}))
+    traced = []
+    for request in json.loads(path.read_text("utf-8")):
+        lengths = Lengths(**{name: request[name] for name in ("reference", "target", "text")})
+        full = peak(TrainJob.model_validate(request["train"]), lengths)
+        traced.append({"parts": full, "total": sum(full.values())})
+    print(json.dumps(traced))
 
 
 if __name__ == "__main__":
