@@ -49,7 +49,7 @@ from higgsc.train.optimizer import adamw, clip_gradients
 from higgsc.train.sequence import TEXT_LABELS, AudioTokens, Sequence, build_sequence
 from higgsc.train.tracker import PARTS, Tracker
 
-DEPTHS = (2, 4)
+DEPTHS = (2, 3)
 """Layers of the two models that are traced."""
 
 
@@ -84,7 +84,7 @@ def trace(job: TrainJob, lengths: Lengths, layers: int) -> dict[str, int]:
         parameters = list(adapter_parameters(module).values())
         optimizer = adamw(parameters, job.optimizer)
         masks = {batch.audio_input_ids_mask: batch.audio_input_ids_mask.numel()}
-        tracker = Tracker(lambda: _owners(module, optimizer), masks)
+        tracker = Tracker(lambda: _owners(module, optimizer), masks, resized=job.mesh.shard > 1)
         with tracker, _marked(module, tracker), _as_on_a_gpu():
             for _ in range(2):  # AdamW's state exists from the second step on
                 _optimizer_step(job, mesh, module, parameters, optimizer, batch)

@@ -24,7 +24,15 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     forward pass keeps for the backward pass), and `working`: logits, and everything that comes and goes.
     """
 
-    def __init__(self, owners: Callable[[], Iterator[tuple[str, Tensor]]], masks: Mapping[Tensor, int]) -> None:
+    def __init__(
+        self, owners: Callable[[], Iterator[tuple[str, Tensor]]], masks: Mapping[Tensor, int], *, resized: bool
+    ) -> None:
+        """
+        Args:
+            owners: Names the part of tensors that belong to one whatever made them.
+            masks: Masks of audio rows, and how many entries are true.
+            resized: Whether tensors change their size while they live, as FSDP2's gathered parameters do.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak: dict[str, int] = dict.fromkeys(PARTS, 0)
         self.in_decoder = False
@@ -33,6 +41,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._true: Any = WeakIdKeyDictionary({mask.untyped_storage(): count for mask, count in masks.items()})
         self._audio_rows = max(masks.values())
         self._largest = 0
+        self._bound = 0  # at least what is in use, unless tensors are resized
+        self._resized = resized
         for _, tensor in owners():
             self._add(tensor)
 
@@ -41,7 +51,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return NotImplemented  # DTensor takes itself apart first, and its local operations come back here
         result = self._run(func, args, kwargs or {})
         grew = [self._add(leaf) for leaf in tree_iter(result) if isinstance(leaf, Tensor)]
-        if any(grew):
+        if any(grew) and (self._resized or self._bound > self._largest):
             self._measure()
         return result
 
@@ -63,6 +73,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if storage in self._part:
             return False
         self._part[storage] = "working"
+        self._bound += storage.nbytes()
         return True
 
     def keep(self, tensor: Tensor) -> Tensor:
@@ -72,7 +83,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tensor
 
     def _measure(self) -> None:
-        total = sum(storage.nbytes() for storage in self._part)
+        total = self._bound = sum(storage.nbytes() for storage in self._part)
         if total <= self._largest:
             return
         self._largest = total
