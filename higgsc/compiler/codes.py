@@ -147,10 +147,10 @@ CODES: dict[str, Code] = {
     ),
     "HC326": Code(
         "the training takes longer than one job may",
-        "A training whose length is given in steps, on a GPU that is named, has a predicted time (`higgsc plan`). It is\n"
-        "a guess: it assumes a share of the GPU's peak and a length of the clips, both of which the message names.\n"
-        "`site.time_limit`, 24 hours if not given, is the longest time of one job. Where the prediction is longer, the\n"
-        "training needs several jobs one after the other, or a higher limit, or more GPUs.",
+        "A training whose length is given in steps, on a GPU that is named, has a predicted time (`higgsc plan`). It\n"
+        "is a guess: it assumes a share of the GPU's peak and a length of the clips, which the message names.\n"
+        "`site.time_limit`, 24 hours if not given, is the longest time of one job. Where the prediction is longer,\n"
+        "the training needs several jobs one after the other, or a higher limit, or more GPUs.",
         "warning",
     ),
     "HC331": Code(
