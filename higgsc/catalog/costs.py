@@ -162,7 +162,7 @@ class Memory:
 def memory(setup: Setup, sample: Sample, samples: int) -> Memory:
     """Peak memory of a process that trains on rows of `samples` equal samples.
 
-    The largest of three moments: the last layer's feed-forward network in the forward pass, the loss, and the backward
+    The largest of five moments: the first layer's all-gather; the last layer's feed-forward network in the forward pass, the loss, and the backward
     pass of the final norm; or the optimizer step, which needs no activations but one more copy of the gradients (the
     flat all-reduce buffer, or AdamW's denominator).
     """
@@ -176,6 +176,8 @@ def memory(setup: Setup, sample: Sample, samples: int) -> Memory:
         (_saved_by_norm(setup, sample, samples), _norm_working(setup, sample, samples)),
     ):
         moments.append(Memory(**state, gathered=gathered, activations=saved + kept, working=working + all_gather))
+    # With shards, before the first layer: what was gathered of the root unit and of the layer, and both their buffers.
+    moments.append(Memory(**{**state, "gradients": 0}, gathered=gathered, activations=0, working=gathered))
     gradients = _FP32 * setup.adapter_parameters // setup.shard
     moments.append(Memory(**{**state, "gradients": gradients}, gathered=0, activations=0, working=gradients))
     return max(moments, key=lambda moment: moment.total)
