@@ -162,9 +162,9 @@ class Memory:
 def memory(setup: Setup, sample: Sample, samples: int) -> Memory:
     """Peak memory of a process that trains on rows of `samples` equal samples.
 
-    The largest of five moments: the first layer's all-gather; the last layer's feed-forward network in the forward pass, the loss, and the backward
-    pass of the final norm; or the optimizer step, which needs no activations but one more copy of the gradients (the
-    flat all-reduce buffer, or AdamW's denominator).
+    The largest of five moments: the first layer's all-gather; the last layer's feed-forward network in the forward
+    pass; the loss; the backward pass of the final norm; or the optimizer step, which needs no activations but one more
+    copy of the gradients (the flat all-reduce buffer, or AdamW's denominator).
     """
     state = _state(setup)
     gathered, all_gather = _gathered(setup)
