@@ -74,7 +74,6 @@ def test_every_shipped_spec_agrees_with_the_trace(ir: Ir, job: TrainJob) -> None
     "spec, overrides",
     [
         # Sharded traces take their time, most of it for each adapted module.
-        ("zero-shot", ["hardware=4xH100", "parallelism.shard=2"]),
         ("zero-shot", ["hardware=1x4", "parallelism.shard=4", "lora.dropout=0.1", "lora.heads=[audio, text]"]),
         ("zero-shot", ["hardware=8xH100", "parallelism.shard=8", "precision=fp32", "training.micro_batch.samples=2"]),
         ("zero-shot", ["hardware=1x1", "precision=fp32", "lora.dropout=0.05", "lora.targets=comprehensive"]),
