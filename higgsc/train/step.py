@@ -45,7 +45,7 @@ def run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
     total = total_steps(job.optimizer, samples=len(store.train), global_samples=job.batch.global_samples)
     try:
         with open_mesh(job.mesh, job.device, rank=context.rank, world_size=context.world_size) as mesh:
-            done = _train(job, context, mesh, store, total)
+            interrupted = _train(job, context, mesh, store, total)
     except torch.OutOfMemoryError as error:
         raise _out_of_memory(job, error) from error
     except RuntimeError as error:
@@ -57,13 +57,11 @@ def run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
             help="one of them ended or hangs, and its own message, if it left one, is in this log; "
             "start the step again to go on from the newest checkpoint",
         ) from error
-    if done < total:
-        return Interrupted(done=done, total=total, unit="steps")
-    return _result(job, context, total)
+    return interrupted or _result(job, context, total)
 
 
-def _train(job: TrainJob, context: StepContext, mesh: Mesh, store: Store, total: int) -> int:
-    """Train as far as possible; returns the optimizer steps that need not be done again."""
+def _train(job: TrainJob, context: StepContext, mesh: Mesh, store: Store, total: int) -> Interrupted | None:
+    """Train to the end, or until asked to stop."""
     folder = context.path(job.checkpoints)
     store_sha256 = sha256_file(store.path / STORE_FILE)
 
@@ -77,7 +75,7 @@ def _train(job: TrainJob, context: StepContext, mesh: Mesh, store: Store, total:
     if checkpoint is not None:
         if start == total and not read_checkpoint(checkpoint).interrupted:
             logger.info("finished before: %s is there", checkpoint.name)
-            return total
+            return None
         logger.info("going on from %s", checkpoint.name)
     training = Training(job, context, mesh, store, total=total, store_sha256=store_sha256)
     if checkpoint is not None:

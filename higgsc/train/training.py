@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from higgsc.contract.heartbeat import HeartbeatWriter
 from higgsc.contract.jobs import StepContext, TrainJob
-from higgsc.contract.outcome import StepError
+from higgsc.contract.outcome import Interrupted, StepError
 from higgsc.contract.state import write_state
 from higgsc.contract.stop import asked_to_stop
 from higgsc.data.store import STORE_FILE, Store
@@ -93,8 +93,8 @@ class Training:
         # A training that is interrupted saves before it writes the figures of its last step.
         self._reported = progress.step - 1 if read_checkpoint(checkpoint).interrupted else progress.step
 
-    def run(self) -> int:
-        """Train to the end, or until asked to stop; returns the optimizer steps that need not be done again."""
+    def run(self) -> Interrupted | None:
+        """Train to the end, or until asked to stop, which may also be after the last step, before it is validated."""
         mesh, run, start = self._mesh, self._context.path(self._job.run), self._done
         heartbeat = HeartbeatWriter(run, "train", unit="steps", total=self._total, enabled=mesh.is_first)
         heartbeat.beat(start, force=True)
@@ -120,8 +120,8 @@ class Training:
                     self._stop_if_not_finite()
                     self._save({}, interrupted=True)
                 heartbeat.beat(self._done, "stopped, as asked", force=True)
-                return self._saved
-        return self._done
+                return Interrupted(done=self._saved, total=self._total, unit="steps")
+        return None
 
     def _is_due(self, done: int) -> bool:
         return done % self._job.log_every_steps == 0 or self._is_checkpoint(done)
