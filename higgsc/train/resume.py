@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -26,8 +26,9 @@ BREAKS_RESUME: Final[Mapping[str, str]] = {
     "precision": "other numbers from the next step on",
     "optimizer.weight_decay": "the optimizer's moments were made with another",
 }
-"""Values of a job that have to be those of the checkpoint, and why. Everything else may change: mesh and micro-batch,
-length, learning rate, weights of the loss, dropout, how often is saved."""
+"""Values of a job that have to be those of the checkpoint, and why. Everything else may change."""
+TAKES_EFFECT: Final = ("optimizer", "loss", "lora.dropout")
+"""Values that may change, and make the rest of the training another one. Mesh and micro-batch do not."""
 
 
 def versions() -> dict[str, str]:
@@ -64,6 +65,14 @@ def find_start(folder: Path, job: TrainJob, *, store_sha256: str, total: int) ->
             path=newest,
             help=f"put the old values back to go on; to start over, delete {folder} or give the spec another `name`",
         )
+    later = [f"{where} {old} → {new}" for where, old, new in _changes(read_job(newest), job, TAKES_EFFECT)]
+    if later and progress.step == total:
+        raise StepError(
+            f"the training finished with other values: {', '.join(later)}",
+            code=ExitCode.USAGE,
+            path=newest,
+            help=f"to train anew, delete {folder} or give the spec another `name`; to go on, raise the number of steps",
+        )
     if progress.step > total:
         raise StepError(
             f"{newest.name} is past the {total} steps that are asked for",
@@ -71,6 +80,8 @@ def find_start(folder: Path, job: TrainJob, *, store_sha256: str, total: int) ->
             path=newest,
             help=f"raise `training.steps` or `training.epochs`; to start over, delete {folder}",
         )
+    if later:
+        logger.warning("from step %d on with other values: %s", progress.step + 1, ", ".join(later))
     different = [f"{name} {progress.versions.get(name)} → {now}" for name, now in versions().items()
                  if progress.versions.get(name) != now]  # fmt: skip
     if different:
@@ -80,13 +91,16 @@ def find_start(folder: Path, job: TrainJob, *, store_sha256: str, total: int) ->
 
 def changed(before: Mapping[str, Any], job: TrainJob) -> list[str]:
     """What differs between a checkpoint's job and the present one and makes it impossible to go on."""
+    return [
+        f"{where} {old} → {new} ({BREAKS_RESUME[path]})"
+        for path in BREAKS_RESUME
+        for where, old, new in _changes(before, job, (path,))
+    ]
+
+
+def _changes(before: Mapping[str, Any], job: TrainJob, paths: Iterable[str]) -> list[tuple[str, Any, Any]]:
     now = job.model_dump(mode="json")
-    found = []
-    for path, reason in BREAKS_RESUME.items():
-        old, new = _at(before, path), _at(now, path)
-        if old != new:
-            found += [f"{where} {a} → {b} ({reason})" for where, a, b in _differences(path, old, new)]
-    return found
+    return [change for path in paths for change in _differences(path, _at(before, path), _at(now, path))]
 
 
 def _at(job: Mapping[str, Any], path: str) -> Any:
@@ -98,6 +112,6 @@ def _at(job: Mapping[str, Any], path: str) -> Any:
 
 def _differences(path: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
-        return [(path, old, new)]
+        return [(path, old, new)] if old != new else []
     names = sorted(old.keys() | new.keys())
     return [(f"{path}.{name}", old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]

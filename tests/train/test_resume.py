@@ -274,6 +274,20 @@ def test_another_spec_is_refused(project: Project) -> None:
     assert project.train(project.job())  # nothing was lost
 
 
+def test_values_that_come_too_late(project: Project, caplog: pytest.LogCaptureFixture) -> None:
+    """Never a result that looks as if it were made with values that had no part in it."""
+    job = project.job()
+    project.train(job)
+    slower = job.optimizer.model_copy(update={"learning_rate": 1e-3})
+    with pytest.raises(StepError, match=r"finished with other values: optimizer\.learning_rate 0\.01 → 0\.001"):
+        project.train(project.job(optimizer=slower))
+    project.train(project.job(optimizer=slower.model_copy(update={"steps": 4})))
+    assert (
+        "from step 4 on with other values: optimizer.learning_rate 0.01 → 0.001, optimizer.steps 3 → 4" in caplog.text
+    )
+    assert project.metrics()[-1]["learning_rate"] < 1e-3
+
+
 def test_other_data_is_refused(project: Project) -> None:
     project.train(project.job())
     record = project.root / "store" / "store.json"
