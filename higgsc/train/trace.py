@@ -100,7 +100,7 @@ def _optimizer_step(
     batch: PackedBatch,
     tracker: Tracker,
 ) -> None:
-    """As `higgsc.train.step.Training` does it; of many micro-batches, two show what all do."""
+    """As `higgsc.train.training.Training` does it; of many micro-batches, two show what all do."""
     micro_batches = min(2, job.batch.accumulation)
     bf16 = job.precision == "bf16"
     for number in range(1, micro_batches + 1):
