@@ -160,6 +160,20 @@ CODES: dict[str, Code] = {
         "longest samples that `data.limits.max_seconds` lets in, because one such batch ends the run. A tenth of the\n"
         "GPU stays free for what is not computed. Without a GPU type in `hardware` nothing is checked.",
     ),
+    "HC340": Code(
+        "two environments for the steps",
+        "The steps run in one Python: that of a virtual environment (`site.venv`), of a conda environment\n"
+        "(`site.conda`) or of a container (`site.container`). Modules can be loaded beside any of them.",
+    ),
+    "HC341": Code(
+        "a job without time to work",
+        "`site.signal_lead` seconds before the time limit, training is told to save and stop. Slurm may give the\n"
+        "warning up to 60 s early, and starting takes a while too, so the limit has to be two minutes longer.",
+    ),
+    "HC342": Code(
+        "a path with shell syntax",
+        "Values reach the scripts in quotes: `~`, `$HOME` and the like would name a folder of exactly that name.",
+    ),
     "HC411": Code(
         "a file of the spec is not here",
         "Data and local models are looked for when a spec is checked or built, because a misspelt path would\n"

@@ -27,6 +27,7 @@ class BuiltStep(BaseModel):
     argv: tuple[str, ...]
     needs: tuple[str, ...]
     resources: BuiltResources
+    interruptible: bool
     job_path: str
     """Relative to the project root."""
 

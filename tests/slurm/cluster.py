@@ -20,8 +20,9 @@ PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "unshare")
 CPUS = 8
 """CPUs that a node claims, whatever the machine has."""
 
-# `cred_expire` is also the delay before a requeued job may start again (120 s if not set). The scheduler looks every
-# second instead of every minute. `scavenge` is the partition that jobs of `debug` preempt.
+_FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+# `cred_expire` is also the delay before a requeued job may start again (120 s if not set or below 5). The scheduler
+# looks every second instead of every minute. `scavenge` is the partition that jobs of `debug` preempt.
 _SLURM_CONF = """\
 ClusterName=higgsc
 SlurmctldHost={host}(127.0.0.1)
@@ -30,7 +31,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={root}/munge/socket,cred_expire=3
+AuthInfo=socket={root}/munge/socket,cred_expire=5
 FirstJobId={first_job}
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool/%n
@@ -176,11 +177,11 @@ class Cluster:
         """Poll until a job is in one of the states.
 
         Raises:
-            TimeoutError: It was not, within `timeout` seconds.
+            TimeoutError: It was not, within `timeout` seconds, or will never be.
         """
         deadline = time.monotonic() + timeout
         while (job := self.job(job_id))["JobState"] not in states:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or job["JobState"] in _FINAL:
                 raise TimeoutError(f"job {job_id} is {job['JobState']} ({job['Reason']}), not {' or '.join(states)}")
             time.sleep(0.1)
         return job
