@@ -172,7 +172,8 @@ CODES: dict[str, Code] = {
     ),
     "HC342": Code(
         "a path with shell syntax",
-        "Values reach the scripts in quotes: `~`, `$HOME` and the like would name a folder of exactly that name.",
+        "Values reach the scripts in quotes: `~`, `$HOME` and the like would name a folder of exactly that name.\n"
+        "Slurm itself takes a backslash in the name of a log file for an escape.",
     ),
     "HC411": Code(
         "a file of the spec is not here",

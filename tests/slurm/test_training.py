@@ -19,8 +19,14 @@ data:
   validation: {{fraction: 0.1}}
 hardware: 2x2xCPU
 precision: fp32
-training: {{steps: 40, global_batch: {{samples: 4}}, micro_batch: {{samples: 1}}, learning_rate: 5e-3, warmup_steps: 2}}
-checkpoint: {{every_steps: 20}}
+training:
+  steps: 30
+  global_batch: {{samples: 4}}
+  micro_batch: {{samples: 1}}
+  learning_rate: 5e-3
+  warmup_steps: 2
+  log_every_steps: 1
+checkpoint: {{every_steps: 15}}
 merge: {{select: last, dtype: fp32}}
 evaluate: {{samples: 1, prompts: training, temperature: 0}}
 """
@@ -36,13 +42,13 @@ def test_an_interrupted_training_is_finished_merged_and_evaluated(cluster: Clust
     cluster.run("scancel", "--signal=USR1", "--batch", jobs["train"])
     until(lambda: project.state()[0] == "interrupted", timeout=60)
     stopped = int(project.state()[1])
-    assert 0 < stopped < 40
+    assert 0 < stopped < 30
     cluster.wait(jobs["train"], "COMPLETED", timeout=180)
     assert cluster.job(jobs["train"])["Restarts"] == "1"
-    assert project.state() == ["done", "40", "40"]
+    assert project.state() == ["done", "30", "30"]
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     steps = [row["step"] for row in rows if "loss" in row]
     assert steps == sorted(set(steps))
-    assert steps[-1] == 40
+    assert steps[-1] == 30
     cluster.wait(jobs["evaluate"], "COMPLETED", timeout=180)
     assert (project.run / "merged/model.safetensors").is_file()

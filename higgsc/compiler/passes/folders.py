@@ -31,7 +31,7 @@ def folders(ir: Ir, sink: Sink) -> Ir:
 def _refuse_backslash(ir: Ir, sink: Sink) -> None:
     """Slurm reads the names of log files, and takes a backslash for an escape."""
     if "\\" in (ir.spec.output or ""):
-        sink.add(Diagnostic("HC106", "`output` cannot have a backslash", ir.label("output"), help="write `/`"))
+        sink.add(Diagnostic("HC342", "`output` cannot have a backslash", ir.label("output"), help="write `/`"))
 
 
 def _refuse_shell(ir: Ir, sink: Sink) -> None:
