@@ -2,7 +2,7 @@
 
 `higgsc explain HC101` prints the explanation. Codes are grouped by the phase that finds the problem: HC0xx
 reading the file, HC1xx the schema, HC2xx composition, HC3xx topology and batch, HC4xx environment, HC5xx model
-and LoRA. A code, once published, keeps its meaning.
+and LoRA, HC6xx the cluster. A code, once published, keeps its meaning.
 """
 
 from __future__ import annotations
@@ -205,5 +205,21 @@ CODES: dict[str, Code] = {
     "HC502": Code(
         "a LoRA target matches a module that is not linear",
         "LoRA adds its low-rank pair to linear layers. Embeddings and norms cannot be targets.",
+    ),
+    "HC601": Code(
+        "the cluster refuses a job",
+        "Before anything is submitted, every job is shown to the scheduler (`sbatch --test-only`). What it says is\n"
+        "printed at the value that it is about. `higgsc doctor SPEC` compares all of them with the cluster at once.",
+    ),
+    "HC602": Code(
+        "the site does not fit its cluster",
+        "`higgsc doctor`, on a login node, compares a site with what `scontrol` and `sinfo` say: partition, time\n"
+        "limit, nodes, GPUs, cores, memory, account, QOS. Jobs that ask for what is not there are refused, or wait\n"
+        "for ever.",
+    ),
+    "HC603": Code(
+        "the site fits its cluster, but not as it stands now",
+        "`higgsc doctor` found that jobs would be taken, and wait: too few of the nodes that fit can take jobs.",
+        "warning",
     ),
 }
