@@ -125,7 +125,7 @@ class Scheduler(Protocol):
 
 
 SCHEDULERS = {
-    "slurm": "higgsc.launch.slurm",
+    "slurm": "higgsc.launch.slurm.scheduler",
     "local": "higgsc.launch.background",
     "torchx": "higgsc.launch.torchx",
     "kubernetes": "higgsc.launch.kubernetes",

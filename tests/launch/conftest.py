@@ -17,6 +17,10 @@ from higgsc.compiler.compile import compile_spec
 from higgsc.emit.build import builds_of
 from higgsc.emit.emitters import emit_all
 from higgsc.emit.write import write
+from higgsc.launch.built import open_build
+from higgsc.launch.journal import read_journal
+from higgsc.launch.scheduler import scheduler_named
+from higgsc.launch.status import RunStatus, status_of
 from tests.slurm.cluster import Cluster, missing
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -99,9 +103,14 @@ class Project:
     def behave(self, **behaviour: dict[str, int]) -> None:
         (self.root / "behaviour.json").write_text(json.dumps(behaviour))
 
+    def look(self) -> RunStatus:
+        """What `status` looks at, without starting a process."""
+        journal = read_journal(self.run)
+        assert journal is not None
+        return status_of(open_build(self.build), scheduler_named(journal.scheduler))
+
     def states(self) -> dict[str, str]:
-        (status,) = self.json("status", "t")["runs"]
-        return {step["step"]: step["state"] for step in status["steps"]}
+        return {step.step: step.state for step in self.look().steps}
 
     def until(self, what: Callable[[], bool], *, seconds: float = 40) -> None:
         """Wait for something; fail with the status and the logs if it does not come."""
@@ -114,7 +123,7 @@ class Project:
 
     def until_over(self) -> dict[str, str]:
         """Wait until nothing is queued or running; how the steps ended."""
-        self.until(lambda: not self.json("status", "t")["runs"][0]["live"])
+        self.until(lambda: not self.look().live)
         return self.states()
 
     def journal(self) -> dict[str, Any]:
@@ -159,6 +168,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def on_cluster(cluster: Cluster, tmp_path: Path) -> Project:
+def on_cluster(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project that is submitted to the cluster."""
+    monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
     return make_project(tmp_path, cluster.env)

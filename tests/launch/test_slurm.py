@@ -108,6 +108,7 @@ def test_an_answer_that_is_lost_is_no_reason_to_submit_twice(
     on_cluster.higgsc("cancel", "t", "--wait", "20")
 
 
+@pytest.mark.slow  # Slurm's commands take up to 20 s to give up
 def test_without_slurmctld_submit_gives_up_in_time_and_loses_nothing(on_cluster: Project, cluster: Cluster) -> None:
     cluster.controller_down()
     try:
@@ -164,8 +165,9 @@ def test_a_failing_step_ends_those_after_it_and_is_submitted_again_when_mended(
     assert set(on_cluster.until_over().values()) == {"done"}
 
 
-def test_a_chain_of_jobs_is_one_step(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_chain_of_jobs_is_one_step(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On clusters without requeueing: a link takes up what the one before it has left, and is found if it is there."""
+    monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
     project = make_project(tmp_path, cluster.env, f"{SPEC}site: {{chain: 3}}\n")
     project.behave(train={"steps": 400})
     steps = project.json("submit", BUILD)["runs"][0]["steps"]
