@@ -76,9 +76,9 @@ def missing() -> str | None:
     if os.geteuid() != 0:
         return "a cluster of one's own needs root"
     absent = [program for program in PROGRAMS if _find(program) is None]
-    return (
-        f"not installed: {', '.join(absent)} (apt-get install slurmctld slurmd slurm-client munge)" if absent else None
-    )
+    if not absent:
+        return None
+    return f"not installed: {', '.join(absent)} (apt-get install slurmctld slurmd slurm-client munge)"
 
 
 class Cluster:
@@ -88,6 +88,7 @@ class Cluster:
         self.root = root
         self.conf = root / "slurm.conf"
         self.nodes: tuple[str, ...] = ()
+        self._port = 0
 
     @property
     def env(self) -> dict[str, str]:
@@ -120,13 +121,10 @@ class Cluster:
             time.sleep(0.05)
 
     def down(self) -> None:
-        """Cancel all jobs and stop the daemons."""
-        if _alive(_pid(self.root / "run/slurmctld.pid")):
-            subprocess.run(["scancel", "--user=root"], env={**os.environ, **self.env}, check=False, capture_output=True)
-            time.sleep(0.3)
+        """End the daemons and every process of every job."""
+        _stop(self.root / "run/slurmctld.pid", patience=0)
         for node in self.nodes:
             self.node_kill(node)
-        self.controller_down()
         _stop(self.root / "munge/pid")
 
     def controller_up(self) -> None:
@@ -143,6 +141,7 @@ class Cluster:
         slurmd = _find("slurmd") or "slurmd"
         words = ["bash", "-c", script, "_", str(self.root / "hosts"), node, slurmd, str(self.conf)]
         _run(["unshare", "--mount", "--uts", *words])
+        _wait_for_port(self._port + 1 + self.nodes.index(node))
 
     def node_kill(self, node: str) -> None:
         """Cut the power: SIGKILL for slurmd, its helpers and every process of every job on the node."""
@@ -190,7 +189,7 @@ class Cluster:
         for folder in ("state", "spool", "log", "run", "munge", "dev"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         host = socket.gethostname()
-        port = _free_ports(len(self.nodes) + 1)
+        port = self._port = _free_ports(len(self.nodes) + 1)
         # Job ids far from those of another cluster on this machine: scripts make port numbers of them.
         first_job = 2 * (port - 10000) + 1
         conf = [_SLURM_CONF.format(host=host, port=port, root=self.root, first_job=first_job)]
@@ -264,13 +263,24 @@ def _kill(pid: int, number: signal.Signals) -> None:
         return
 
 
-def _stop(pid_file: Path) -> None:
-    """End a daemon, by force after 5 s."""
+def _wait_for_port(port: int) -> None:
+    """Wait until somebody listens; srun waits a minute for a daemon that was not there yet."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise RuntimeError(f"nobody listens on port {port}")
+
+
+def _stop(pid_file: Path, patience: float = 5) -> None:
+    """End a daemon, by force after `patience` seconds."""
     pid = _pid(pid_file)
     if pid is None:
         return
     _kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + patience
     while _alive(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     _kill(pid, signal.SIGKILL)
