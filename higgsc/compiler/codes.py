@@ -147,6 +147,17 @@ CODES: dict[str, Code] = {
         "longest samples that `data.limits.max_seconds` lets in, because one such batch ends the run. A tenth of the\n"
         "GPU stays free for what is not computed. Without a GPU type in `hardware` nothing is checked.",
     ),
+    "HC351": Code(
+        "Kubernetes does not know where the secrets are",
+        "A pod does not inherit the environment of whoever submits it. `site.kubernetes.secret` names a Secret of the\n"
+        "namespace, with the names in `secrets` as its keys; the manifests refer to it and hold no values. A file of\n"
+        "lines `HF_TOKEN=...` makes one: `kubectl create secret generic NAME --from-env-file=FILE`.",
+    ),
+    "HC352": Code(
+        "a folder outside the claim",
+        "In a pod only the claim outlasts the container, and it is mounted at `site.kubernetes.mount`. A run's folder\n"
+        "anywhere else would be gone with the first restart. Give it relative to the project root.",
+    ),
     "HC412": Code(
         "the base model is not pinned",
         "A hub repository can change under a running experiment; this one already did once, when its file format\n"

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StringConstraints
 
 from higgsc.spec.base import Name, SpecModel, TimeLimit
+from higgsc.spec.kubernetes import Kubernetes
 
 _SHAPE = re.compile(r"(?:([1-9][0-9]{0,3})x)?([1-9][0-9]{0,2})(?:x([A-Za-z][A-Za-z0-9-]*))?")
 
@@ -95,3 +96,5 @@ class Site(SpecModel):
     """CPU cores that a job gets on each node; sets `--cpus-per-task` and the OpenMP threads."""
     exclusive: bool = False
     """Whether jobs of several GPUs take whole nodes."""
+    kubernetes: Kubernetes | None = None
+    """Where and as whom the steps run in a Kubernetes cluster; `null` for a site without one."""
