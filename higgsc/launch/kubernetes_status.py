@@ -26,7 +26,8 @@ def step_status(jobset: Manifest, children: Sequence[Manifest], step: str) -> Jo
         step: The step.
     """
     status = jobset.get("status", {})
-    counts = next((row for row in status.get("replicatedJobsStatus", ()) if row["name"] == step), {})
+    rows: list[dict[str, Any]] = status.get("replicatedJobsStatus", [])
+    counts = next((row for row in rows if row["name"] == step), {})
     mine = [child for child in children if child["metadata"].get("labels", {}).get(_STEP) == step]
     jobs = [child["status"] for child in mine if child["kind"] == "Job"]
     started = min((at for job in jobs if (at := _seconds(job.get("startTime"))) is not None), default=None)
