@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -16,6 +17,7 @@ from higgsc.contract.outcome import ExitCode, StepError
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 COMMANDS = {
+    "init": "Write a first spec, commented.",
     "build": "Compile specs and write their scripts, job files and reports.",
     "check": "Compile specs and report what is wrong; write nothing.",
     "plan": "Show the steps of a spec, its memory and speed before anything runs.",
@@ -69,6 +71,7 @@ def group() -> None:
 
 def main() -> None:
     """Run the command line; every ending has its exit code (`higgsc.contract.outcome.ExitCode`)."""
+    gc.set_threshold(100_000)  # short-lived: collecting between imports would cost 5 % of the time
     try:
         group(prog_name="higgsc", standalone_mode=False)
     except click.ClickException as error:

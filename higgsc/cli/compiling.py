@@ -13,21 +13,35 @@ import click
 from higgsc.compiler.compile import Compilation, compile_spec
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.plan import Plan
+from higgsc.compiler.presence import missing_files
 from higgsc.compiler.render.text import render_text
+from higgsc.contract.outcome import ExitCode, StepError
 
 
 def compile_and_report(
     spec: Path, *, build: Path | None = None, site: str | None = None, overrides: tuple[str, ...] = ()
 ) -> Compilation:
-    """Compile a spec; its diagnostics go to stderr."""
+    """Compile a spec; its diagnostics, and warnings about files that are not here, go to stderr."""
     compilation = compile_spec(spec, build=build, site=site, overrides=overrides)
-    if compilation.diagnostics:
+    diagnostics = (*compilation.diagnostics, *missing_files(compilation))
+    if diagnostics:
         colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-        click.echo(render_text(compilation.diagnostics, cwd=Path.cwd(), colour=colour), err=True)
+        click.echo(render_text(diagnostics, cwd=Path.cwd(), colour=colour), err=True)
     errors = sum(d.severity == "error" for d in compilation.diagnostics)
     if errors:
         click.echo(f"{spec}: {errors} error{'s' if errors > 1 else ''}, nothing was built", err=True)
     return compilation
+
+
+def refuse_without_data(compilation: Compilation) -> None:
+    """For what starts work on this machine or from it: the files that the spec names have to be here.
+
+    Raises:
+        StepError: Some are not (66); `compile_and_report` has named them.
+    """
+    if missing := missing_files(compilation):
+        count = f"{len(missing)} file{'s' if len(missing) > 1 else ''}"
+        raise StepError(f"nothing was started: {count} of the spec not found", code=ExitCode.MISSING_INPUT)
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from higgsc.cli.compiling import compile_and_report, composition_options, headline, relative
+from higgsc.cli.compiling import compile_and_report, composition_options, headline, refuse_without_data, relative
 from higgsc.contract.outcome import ExitCode
 from higgsc.emit.build import builds_of
 from higgsc.emit.emitters import emit_all
@@ -27,6 +27,7 @@ def command(spec: Path, first: str | None, site: str | None, overrides: tuple[st
     compilation = compile_and_report(spec, site=site, overrides=overrides)
     if not compilation.compiled:
         sys.exit(ExitCode.DIAGNOSTICS)
+    refuse_without_data(compilation)
     for build in builds_of(compilation):
         folder = compilation.root / build.plan.build
         write(folder, emit_all(build))

@@ -158,6 +158,14 @@ CODES: dict[str, Code] = {
         "In a pod only the claim outlasts the container, and it is mounted at `site.kubernetes.mount`. A run's folder\n"
         "anywhere else would be gone with the first restart. Give it relative to the project root.",
     ),
+    "HC411": Code(
+        "a file of the spec is not here",
+        "Data and local models are looked for when a spec is checked or built, because a misspelt path would\n"
+        "otherwise be found by the prepare step, after an hour in the queue. Relative paths start at the project\n"
+        "root, the folder above `specs/`. The build does not depend on it: where the data lie on another machine,\n"
+        "it is a warning. `higgsc run`, which starts work, refuses.",
+        "warning",
+    ),
     "HC412": Code(
         "the base model is not pinned",
         "A hub repository can change under a running experiment; this one already did once, when its file format\n"

@@ -13,6 +13,7 @@ from contextlib import chdir, contextmanager
 from typing import Any
 
 from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.contract.receipts import read_receipt
 from higgsc.contract.state import read_state
 from higgsc.launch.built import Target
 from higgsc.launch.scheduler import JobPhase, JobStatus, RefusedError, Submission, UnreachableError
@@ -131,7 +132,7 @@ class TorchX:
                     help=f"torchx log {handle}" if self.kind != "local_cwd" else f"read {self._logs(target)}",
                 )
             left = read_state(target.run, step)
-            if left is not None and left.phase == "interrupted":
+            if left is not None and left.phase == "interrupted" and read_receipt(target.run, step) is None:
                 raise StepError(
                     f"{step} was stopped at {left.done} of {left.total}",
                     code=ExitCode.INTERRUPTED,
@@ -185,8 +186,8 @@ class TorchX:
         from torchx.specs import InvalidRunConfigException
 
         options: dict[str, object] = dict(self._options(target))
-        with chdir(target.root):  # `local_cwd` runs where it is asked, and .torchxconfig lies there
-            config.apply(scheduler=self.kind, cfg=options)
+        config.apply(scheduler=self.kind, cfg=options, dirs=[str(target.root)])
+        with chdir(target.root):  # `local_cwd` runs where it is asked
             try:
                 return self.runner.dryrun_component(self._component(target, step), [], self.kind, cfg=options)
             except (InvalidRunConfigException, ValueError) as error:

@@ -34,6 +34,8 @@ def test_help_lists_every_command_and_version_is_the_packages() -> None:
 
 def test_build_prints_the_plan_and_writes_it(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "specs", tmp_path / "specs", ignore=shutil.ignore_patterns("data"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train_chatml.json").touch()
     result = higgsc("build", "specs/arabic.yaml", cwd=tmp_path)
     assert result.returncode == 0
     assert result.stderr == ""
@@ -116,4 +118,28 @@ def test_run_step_without_a_job_file_exits_with_66() -> None:
     result = higgsc("run-step", "nowhere.json")
     assert result.returncode == 66
     assert result.stderr.startswith("error: nowhere.json: cannot read the job file")
+    assert "Traceback" not in result.stderr
+
+
+def test_init_writes_a_spec_that_compiles_and_is_never_overwritten(tmp_path: Path) -> None:
+    result = higgsc("init", "first", "--hardware", "2x8xH100", "--data", "data/my samples.json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "wrote specs/first.yaml\nnext: higgsc plan specs/first.yaml\n"
+    assert "warning[HC411]" in result.stderr
+    spec = tmp_path / "specs" / "first.yaml"
+    assert spec.read_text().splitlines()[0] == "# yaml-language-server: $schema=.higgsc.v1.json"
+    schema = (ROOT / "docs" / "schema" / "higgsc.v1.json").read_text()
+    assert (tmp_path / "specs" / ".higgsc.v1.json").read_text() == schema
+    assert higgsc("build", "specs/first.yaml", cwd=tmp_path).returncode == 0
+    spec.write_text("mine")
+    again = higgsc("init", "first", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "stays as it is" in again.stderr
+    assert spec.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name, code", [("../x", 2), ("a b", 1), ("1e5", 0), ("null", 0), ("عربي", 1)])
+def test_init_takes_odd_names_or_says_what_is_wrong(tmp_path: Path, name: str, code: int) -> None:
+    result = higgsc("init", name, cwd=tmp_path)
+    assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
