@@ -40,7 +40,7 @@ def manifests(head: Iterable[str], objects: Sequence[Manifest]) -> str:
 
 
 def _dumper() -> Any:
-    """PyYAML's safe dumper, without anchors and with lists indented."""
+    """PyYAML's safe dumper, without anchors, with lists indented, with strings that read back as they were."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
@@ -50,4 +50,9 @@ def _dumper() -> Any:
         def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
             super().increase_indent(flow, False)
 
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        # PyYAML writes U+0085 as it is and reads it back as a line end, unless it stands in double quotes.
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if value.isprintable() else '"')
+
+    Dumper.add_representer(str, text)
     return Dumper

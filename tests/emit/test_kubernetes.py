@@ -170,8 +170,7 @@ def test_names_that_look_alike_stay_apart() -> None:
 
 @given(st.dictionaries(st.sampled_from("abc"), st.text(max_size=20) | st.lists(st.text(max_size=9)), max_size=3))
 def test_what_is_written_reads_back(document: dict[str, Any]) -> None:
-    printable = {key: value for key, value in document.items() if "\x85" not in str(value)}
-    assert documents(manifests(["a comment"], [printable, printable])) == [printable, printable]
+    assert documents(manifests(["a comment"], [document, document])) == [document, document]
 
 
 # The script of the containers, with a program in the place of the trainer.
