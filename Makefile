@@ -23,14 +23,17 @@ unit: $(VENV)/installed
 generated: $(VENV)/installed
 	$(BIN)/higgsc build specs/*.yaml
 
-# torchx pins an old urllib3, so the comparison has an environment of its own.
-bench: $(VENV)/installed
-	$(PYTHON) -m venv .venv-torchx
-	.venv-torchx/bin/python -m pip install --quiet torchx==0.7.0
+bench: $(VENV)/installed .venv-torchx/installed
 	$(BIN)/python benchmarks/build.py --torchx .venv-torchx/bin/torchx
 
-# The tests run shellcheck on every script that is emitted, and ask a real language server about the schema.
-tools: $(VENV)/node/installed
+# The tests run shellcheck on every script that is emitted, ask a real language server about the schema, and hand
+# steps to the real TorchX, which pins an old urllib3 and so has an environment of its own.
+tools: $(VENV)/node/installed .venv-torchx/installed
+
+.venv-torchx/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-torchx
+	.venv-torchx/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[torchx]'
+	@touch $@
 
 $(VENV)/node/installed: $(VENV)/installed
 	@for tool in shellcheck npm; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \

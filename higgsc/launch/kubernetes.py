@@ -107,10 +107,12 @@ class Kubernetes:
         self, target: Target, submissions: Sequence[Submission], jobs: Mapping[str, str]
     ) -> Iterator[tuple[str, str]]:
         """Apply the JobSet; one that has ended makes way for it."""
+        if not submissions:
+            return
         document = _emitted(target)
         there = self._jobset(document)
         if there is not None and is_over(there):
-            self._take(_delete(document, wait=True), submissions)
+            self._take(_delete(document), submissions)
         elif there is not None:
             self._refuse_other(document, there, submissions)
         self._write(target, document, submissions)
@@ -129,9 +131,12 @@ class Kubernetes:
         return {step: step_status(there, children["items"], step) for step in jobs}
 
     def cancel(self, target: Target, jobs: Mapping[str, str]) -> None:
-        """Delete the JobSet; its pods get the warning and their time to save."""
+        """Delete the JobSet, with all its steps; the pods get the warning and their time to save.
+
+        It stays visible until they have ended.
+        """
         if jobs:
-            _run(_delete(_emitted(target), wait=False))
+            _run((*_delete(_emitted(target)), "--wait=false"))
 
     def log(self, target: Target, step: str, job: str, *, follow: bool) -> Iterator[str]:
         """Of the step's first pod, which has rank 0."""
@@ -242,10 +247,9 @@ def _apply(target: Target, *, dry_run: bool = False) -> tuple[str, ...]:
     )
 
 
-def _delete(document: Manifest, *, wait: bool) -> tuple[str, ...]:
+def _delete(document: Manifest) -> tuple[str, ...]:
     name = document["metadata"]["name"]
-    waiting = f"--wait={'true' if wait else 'false'}"
-    return ("kubectl", "delete", KIND, name, _in(document)[0], "--ignore-not-found", waiting)
+    return ("kubectl", "delete", KIND, name, _in(document)[0], "--ignore-not-found", "--cascade=foreground")
 
 
 def _in(document: Manifest) -> tuple[str, str]:

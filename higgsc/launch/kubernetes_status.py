@@ -13,7 +13,9 @@ _STEP = "jobset.sigs.k8s.io/replicatedjob-name"
 
 
 def is_over(jobset: Manifest) -> bool:
-    """Whether a JobSet has ended, well or not."""
+    """Whether a JobSet has ended, well or not, or is being deleted."""
+    if "deletionTimestamp" in jobset["metadata"]:
+        return True
     return _condition(jobset, "Completed") is not None or _condition(jobset, "Failed") is not None
 
 
@@ -45,6 +47,8 @@ def step_status(jobset: Manifest, children: Sequence[Manifest], step: str) -> Jo
         return JobStatus(phase="cancelled", word="Failed", reason="a step before it failed", restarts=restarts)
     if counts.get("ready"):
         return JobStatus(phase="running", word="Ready", started=started, restarts=restarts, nodes=nodes)
+    if "deletionTimestamp" in jobset["metadata"] and not counts.get("active"):
+        return JobStatus(phase="cancelled", word="Deleted", restarts=restarts)
     if counts.get("suspended") or jobset["spec"].get("suspend"):
         return JobStatus(phase="waiting", word="Suspended", reason=_queue(jobset), restarts=restarts)
     if counts.get("active"):
