@@ -12,7 +12,7 @@ from higgsc.compiler.compose import compose, project_root
 from higgsc.compiler.diagnostics import Diagnostic, Sink
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.passes import PASSES
-from higgsc.compiler.plan import KubernetesPlan, Plan, SitePlan
+from higgsc.compiler.plan import Plan, SitePlan
 from higgsc.compiler.position import SourceFile
 from higgsc.compiler.schema import validate
 from higgsc.compiler.sweep import Point, expand
@@ -115,7 +115,7 @@ def _plan(ir: Ir) -> Plan:
         steps=ir.steps,
         site=SitePlan(
             **site.model_dump(exclude={"profile", "kubernetes"}),
-            kubernetes=KubernetesPlan(**site.kubernetes.model_dump()) if site.kubernetes is not None else None,
+            kubernetes=site.kubernetes,
         ),
         secrets=ir.spec.secrets,
     )

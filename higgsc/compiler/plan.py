@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from higgsc.contract.jobs import JobBase
+from higgsc.spec.kubernetes import Kubernetes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,21 +43,6 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KubernetesPlan:
-    """What a Kubernetes cluster wants to know, as in the spec."""
-
-    image: str
-    claim: str
-    mount: str
-    sub_path: str | None
-    namespace: str
-    queue: str | None
-    service_account: str | None
-    secret: str | None
-    node_selector: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SitePlan:
     """What a cluster wants to know, as in the spec."""
 
@@ -66,7 +52,7 @@ class SitePlan:
     time_limit: str
     cpus_per_node: int | None
     exclusive: bool
-    kubernetes: KubernetesPlan | None
+    kubernetes: Kubernetes | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

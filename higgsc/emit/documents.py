@@ -35,7 +35,7 @@ def plan_file(build: Build) -> dict[str, str]:
         "run": plan.run,
         "hardware": plan.hardware,
         "secrets": plan.secrets,
-        "site": asdict(plan.site),
+        "site": asdict(plan.site) | {"kubernetes": plan.site.kubernetes and plan.site.kubernetes.model_dump()},
         "steps": steps,
     }
     return {"plan.json": json.dumps(document, indent=2, ensure_ascii=False) + "\n"}

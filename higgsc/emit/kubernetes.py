@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from higgsc.compiler.plan import KubernetesPlan, Plan, Step
+from higgsc.compiler.plan import Plan, Step
 from higgsc.contract.outcome import ExitCode
 from higgsc.emit.build import Build
 from higgsc.emit.environment import environment
 from higgsc.emit.objects import Manifest, manifests, object_name
 from higgsc.emit.shell import comment, render
+from higgsc.spec.kubernetes import Kubernetes
 
 GRACE_SECONDS = 120
 """Between the warning and the kill of a pod: time for a training step and a checkpoint."""
@@ -57,7 +58,7 @@ def kubernetes(build: Build) -> dict[str, str]:
     }
 
 
-def _jobset(plan: Plan, site: KubernetesPlan) -> Manifest:
+def _jobset(plan: Plan, site: Kubernetes) -> Manifest:
     name = object_name(plan.name)
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -79,7 +80,7 @@ def _jobset(plan: Plan, site: KubernetesPlan) -> Manifest:
     }
 
 
-def _trainjob(plan: Plan, site: KubernetesPlan) -> list[Manifest]:
+def _trainjob(plan: Plan, site: Kubernetes) -> list[Manifest]:
     """The job and a runtime of its own, so that nothing depends on what an administrator has installed.
 
     Kubeflow finds the training by a label, and its pods by the names `node`.
@@ -126,9 +127,7 @@ def _trainjob(plan: Plan, site: KubernetesPlan) -> list[Manifest]:
     return [runtime, train]
 
 
-def _metadata(
-    plan: Plan, site: KubernetesPlan, name: str, annotations: dict[str, str], *, queue: bool = True
-) -> Manifest:
+def _metadata(plan: Plan, site: Kubernetes, name: str, annotations: dict[str, str], *, queue: bool = True) -> Manifest:
     labels = {"app.kubernetes.io/managed-by": "higgsc"}
     if queue and site.queue is not None:
         labels["kueue.x-k8s.io/queue-name"] = site.queue
@@ -154,7 +153,7 @@ def _failure_policy() -> Manifest:
 
 
 def _job(
-    plan: Plan, site: KubernetesPlan, step: Step, *, container: str, head: str, subdomain: str | None = None
+    plan: Plan, site: Kubernetes, step: Step, *, container: str, head: str, subdomain: str | None = None
 ) -> Manifest:
     """The Job of a step.
 
@@ -175,7 +174,7 @@ def _job(
     uid = {"fieldRef": {"fieldPath": "metadata.labels['jobset.sigs.k8s.io/jobset-uid']"}}
     variables.append({"name": "JOBSET_UID", "valueFrom": uid})
     variables += [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": site.secret, "key": name}}} for name in plan.secrets
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": site.secret_name, "key": name}}} for name in plan.secrets
     ]
     mount: Manifest = {"name": "project", "mountPath": site.mount}
     if site.sub_path is not None:

@@ -10,10 +10,11 @@ import posixpath
 from collections.abc import Sequence
 from dataclasses import replace
 
-from higgsc.compiler.plan import KubernetesPlan, Plan, SitePlan, Step
+from higgsc.compiler.plan import Plan, SitePlan, Step
 from higgsc.emit.build import Build
 from higgsc.emit.environment import environment
 from higgsc.emit.shell import comment, quote_argv, render
+from higgsc.spec.kubernetes import Kubernetes
 
 COMPONENTS = "torchx/components.py"
 
@@ -83,7 +84,7 @@ def _component(plan: Plan, step: Step) -> list[str]:
     ]
 
 
-def _in_container(step: Step, cluster: KubernetesPlan) -> Step:
+def _in_container(step: Step, cluster: Kubernetes) -> Step:
     """The step with its job file where the claim is mounted: TorchX sets no working directory in a container."""
     *head, job = step.argv
     return replace(step, argv=(*head, posixpath.join(cluster.mount, cluster.sub_path or "", job)))

@@ -18,7 +18,7 @@ _ENVIRONMENT_NAME = r"^[A-Z_][A-Z0-9_]{0,63}$"
 _PATH = r"^[^\x00-\x1f\x7f]+$"
 _TIME_LIMIT = r"^([0-9]{1,3}-)?[0-9]{1,3}:[0-5][0-9](:[0-5][0-9])?$"
 _DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
-_IMAGE = r"^[a-z0-9][A-Za-z0-9._:/@-]{0,254}$"
+_REFERENCE = r"^[a-z0-9][A-Za-z0-9._:/@-]{0,254}$"
 _LABEL_KEY = r"^([a-z0-9][a-z0-9.-]{0,252}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 _LABEL_VALUE = r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$"
 _ABSOLUTE_PATH = r"^/[^\x00-\x1f\x7f:]*$"
@@ -31,7 +31,7 @@ PATTERNS = {
     _TIME_LIMIT: "a time limit is `[days-]hours:minutes[:seconds]`, such as `24:00:00` or `2-12:00`",
     _DNS_LABEL: "a Kubernetes name has small letters, digits and `-`, starts and ends with a letter or digit, and has "
     "63 characters at most",
-    _IMAGE: "an image is `registry/name:tag` or `registry/name@sha256:digest`",
+    _REFERENCE: "an image is `registry/name:tag` or `registry/name@sha256:digest`",
     _LABEL_KEY: "the key of a label is `name` or `domain/name`",
     _LABEL_VALUE: "the value of a label has letters, digits, `.`, `_` and `-`, and 63 characters at most",
     _ABSOLUTE_PATH: "a path inside a container starts with `/` and has no colon and no control characters",
@@ -54,7 +54,7 @@ TimeLimit = Annotated[str, StringConstraints(pattern=_TIME_LIMIT)]
 DnsLabel = Annotated[str, StringConstraints(pattern=_DNS_LABEL)]
 """The name of a Kubernetes object (RFC 1123)."""
 
-ImageName = Annotated[str, StringConstraints(pattern=_IMAGE)]
+ImageReference = Annotated[str, StringConstraints(pattern=_REFERENCE)]
 """A container image."""
 
 LabelKey = Annotated[str, StringConstraints(pattern=_LABEL_KEY)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from higgsc.spec.base import AbsolutePath, DnsLabel, ImageName, LabelKey, LabelValue, RelativePath, SpecModel
+from higgsc.spec.base import AbsolutePath, DnsLabel, ImageReference, LabelKey, LabelValue, RelativePath, SpecModel
 
 
 class Kubernetes(SpecModel):
@@ -13,7 +13,7 @@ class Kubernetes(SpecModel):
     The claim holds the project: data, the build and the run's folder. It is mounted at `mount`, and every step
     starts there."""
 
-    image: ImageName
+    image: ImageReference
     """Container image with bash, Python and `higgsc[train]`."""
     claim: DnsLabel
     """PersistentVolumeClaim that holds the project; more than one node needs one that many nodes can write to."""
@@ -27,7 +27,7 @@ class Kubernetes(SpecModel):
     """Kueue's LocalQueue; without one, the pods are scheduled as soon as they fit."""
     service_account: DnsLabel | None = None
     """ServiceAccount of the pods; the namespace's default one if not given."""
-    secret: DnsLabel | None = None
+    secret_name: DnsLabel | None = None
     """Secret whose keys are the names in `secrets`; needed if there are any."""
     node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     """Labels of the nodes to run on, such as `nvidia.com/gpu.product: NVIDIA-H200`."""

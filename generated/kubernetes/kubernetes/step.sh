@@ -14,6 +14,10 @@ if [ -n "${JOBSET_UID:-}" ] && [ -f "$finished" ] && [ "$(<"$finished")" = "$JOB
   echo "$step has finished before the restart" >&2
   exit 0
 fi
+if [ -e "$run/cancelled" ]; then
+  echo "this run was cancelled; \`higgsc submit\` takes it up again" >&2
+  exit 1
+fi
 
 case $step in
   prepare)
@@ -52,17 +56,12 @@ while [ "$seen" != "$warnings" ]; do # a warning ends `wait` early
   status=0
   wait "$child" || status=$?
 done
-if [ "$status" != 0 ]; then
+# The first pod alone judges: its rank 0 writes the receipt, and Kubernetes needs one failed pod to start all again.
+if [ "$status" != 0 ] || [ "$index" != 0 ]; then
   exit "$status"
 fi
-phase=
-if [ -f "$run/state/$step" ]; then
-  read -r phase _ <"$run/state/$step"
-fi
-if [ "$phase" = interrupted ]; then
-  echo "$step has saved its work and goes on in another pod" >&2
+if [ ! -f "$run/receipts/$step.json" ]; then
+  echo "$step stopped as asked and goes on in another pod" >&2
   exit 75 # the manifests say: start again
 fi
-if [ "$index" = 0 ]; then
-  printf '%s\n' "${JOBSET_UID:-}" >"$finished"
-fi
+printf '%s\n' "${JOBSET_UID:-}" >"$finished"

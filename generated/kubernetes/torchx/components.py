@@ -19,7 +19,7 @@ def prepare() -> specs.AppDef:
                     "-m",
                     "higgsc",
                     "run-step",
-                    "generated/kubernetes/jobs/prepare.json",
+                    "/project/generated/kubernetes/jobs/prepare.json",
                 ],
                 env={
                     "PYTHONUNBUFFERED": "1",
@@ -28,6 +28,7 @@ def prepare() -> specs.AppDef:
                 },
                 num_replicas=1,
                 resource=specs.Resource(cpu=8, gpu=1, memMB=-1),  # -1: as the cluster has it
+                mounts=[specs.VolumeMount(src="higgsc-project", dst_path="/project")],
             ),
         ],
     )
@@ -49,7 +50,7 @@ def train() -> specs.AppDef:
                         "exec python -m torch.distributed.run --nnodes=2 --nproc-per-node=8 "
                         '--rdzv-backend=c10d --rdzv-id="$$1" --rdzv-endpoint="'
                         '$${${rank0_env}:?TorchX does not name the first host}:$$port" '
-                        "-m higgsc run-step generated/kubernetes/jobs/train.json"
+                        "-m higgsc run-step /project/generated/kubernetes/jobs/train.json"
                     ),
                     "train",
                     "${app_id}",
@@ -61,6 +62,7 @@ def train() -> specs.AppDef:
                 },
                 num_replicas=2,
                 resource=specs.Resource(cpu=64, gpu=8, memMB=-1),  # -1: as the cluster has it
+                mounts=[specs.VolumeMount(src="higgsc-project", dst_path="/project")],
             ),
         ],
     )
@@ -79,7 +81,7 @@ def merge() -> specs.AppDef:
                     "-m",
                     "higgsc",
                     "run-step",
-                    "generated/kubernetes/jobs/merge.json",
+                    "/project/generated/kubernetes/jobs/merge.json",
                 ],
                 env={
                     "PYTHONUNBUFFERED": "1",
@@ -88,6 +90,7 @@ def merge() -> specs.AppDef:
                 },
                 num_replicas=1,
                 resource=specs.Resource(cpu=8, gpu=1, memMB=-1),  # -1: as the cluster has it
+                mounts=[specs.VolumeMount(src="higgsc-project", dst_path="/project")],
             ),
         ],
     )
@@ -106,7 +109,7 @@ def evaluate() -> specs.AppDef:
                     "-m",
                     "higgsc",
                     "run-step",
-                    "generated/kubernetes/jobs/evaluate.json",
+                    "/project/generated/kubernetes/jobs/evaluate.json",
                 ],
                 env={
                     "PYTHONUNBUFFERED": "1",
@@ -115,6 +118,7 @@ def evaluate() -> specs.AppDef:
                 },
                 num_replicas=1,
                 resource=specs.Resource(cpu=8, gpu=1, memMB=-1),  # -1: as the cluster has it
+                mounts=[specs.VolumeMount(src="higgsc-project", dst_path="/project")],
             ),
         ],
     )

@@ -14,14 +14,14 @@ def kubernetes(ir: Ir, sink: Sink) -> Ir:
     site = ir.spec.site.kubernetes
     if site is None:
         return ir
-    if ir.spec.secrets and site.secret is None:
+    if ir.spec.secrets and site.secret_name is None:
         sink.add(
             Diagnostic(
                 "HC351",
                 "`site.kubernetes` names no Secret that holds `secrets`",
                 ir.label("site.kubernetes"),
                 secondary=(ir.label("secrets", ", ".join(ir.spec.secrets)),),
-                help="add `secret:` with the name of a Secret of the namespace that has these keys",
+                help="add `secret_name:` with the name of a Secret of the namespace that has these keys",
             )
         )
     for path in ("output", "data.store"):
