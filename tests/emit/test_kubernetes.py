@@ -27,7 +27,7 @@ SPEC = (
     "apiVersion: higgsc/v1\nname: t\nmodel: {{family: higgs-audio-v2, base: builtin:tiny}}\n"
     "data: {{train: [{{path: d.json}}]}}\nhardware: {hardware}\nevaluate: null\nmerge: null\n"
     "training: {{steps: 9, global_batch: {{samples: 64}}, learning_rate: 1e-4}}\nsecrets: [HF_TOKEN]\n"
-    "site: {{cpus_per_node: 64, kubernetes: {{image: example.org/higgsc:1, claim: project, secret_name: tokens{more}}}}}\n"
+    "site: {{cpus_per_node: 64, kubernetes: {{image: example.org/h:1, claim: project, secret_name: tokens{more}}}}}\n"
 )
 MODELS = "kubeflow_trainer_api.models"
 

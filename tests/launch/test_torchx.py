@@ -214,6 +214,6 @@ def kubernetes_spec(folder: Path, *, secrets: bool) -> Path:
         "data: {train: [{path: d.json}]}\nhardware: 2x8\nevaluate: null\n"
         "training: {steps: 9, global_batch: {samples: 64}, learning_rate: 1e-4}\n"
         f"secrets: [{'HF_TOKEN' if secrets else ''}]\n"
-        "site: {kubernetes: {image: example.org/higgsc, claim: project, mount: /work, sub_path: t, secret_name: tokens}}\n"
+        "site: {kubernetes: {image: example.org/h, claim: project, mount: /work, sub_path: t, secret_name: tokens}}\n"
     )
     return spec
