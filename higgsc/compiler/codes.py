@@ -150,8 +150,8 @@ CODES: dict[str, Code] = {
     "HC351": Code(
         "Kubernetes does not know where the secrets are",
         "A pod does not inherit the environment of whoever submits it. `site.kubernetes.secret_name` names a Secret\n"
-        "of the namespace, with the names in `secrets` as its keys; the manifests refer to it and hold no values. A file\n"
-        "of lines `HF_TOKEN=...` makes one: `kubectl create secret generic NAME --from-env-file=FILE`.",
+        "of the namespace, with the names in `secrets` as its keys; the manifests refer to it and hold no values. A\n"
+        "file of lines `HF_TOKEN=...` makes one: `kubectl create secret generic NAME --from-env-file=FILE`.",
     ),
     "HC352": Code(
         "a folder outside the claim",

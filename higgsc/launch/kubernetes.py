@@ -86,7 +86,8 @@ class Kubernetes:
         there = self._jobset(document)
         if there is not None and not is_over(there):
             self._refuse_other(document, there, submissions)
-        elif there is not None:
+            return
+        if there is not None:
             return  # it is deleted before the new one is applied; until then the server would compare the two
         self._write(target, document, submissions)
         self._take(_apply(target, dry_run=True), submissions)
@@ -106,7 +107,7 @@ class Kubernetes:
     def submit(
         self, target: Target, submissions: Sequence[Submission], jobs: Mapping[str, str]
     ) -> Iterator[tuple[str, str]]:
-        """Apply the JobSet; one that has ended makes way for it."""
+        """Apply the JobSet; one that has ended makes way for it, one at work with the same keys is left alone."""
         if not submissions:
             return
         document = _emitted(target)
@@ -115,8 +116,9 @@ class Kubernetes:
             self._take(_delete(document), submissions)
         elif there is not None:
             self._refuse_other(document, there, submissions)
-        self._write(target, document, submissions)
-        self._take(_apply(target), submissions)
+        if there is None or is_over(there):
+            self._write(target, document, submissions)
+            self._take(_apply(target), submissions)
         for submission in submissions:
             yield submission.step.name, _job_id(document, submission.step.name)
 

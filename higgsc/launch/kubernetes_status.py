@@ -56,7 +56,7 @@ def step_status(jobset: Manifest, children: Sequence[Manifest], step: str) -> Jo
         return JobStatus(phase="waiting", word="Active", reason=reason, started=started, restarts=restarts, nodes=nodes)
     if counts.get("failed"):
         return JobStatus(phase="waiting", word="Restarting", reason=next(_pod_failures(mine), None), restarts=restarts)
-    return JobStatus(phase="waiting", word="NotStarted", reason=_before(jobset, step), restarts=restarts)
+    return JobStatus(phase="waiting", word="NotStarted", reason=_before(jobset, step))
 
 
 def _condition(thing: Manifest, kind: str) -> dict[str, Any] | None:

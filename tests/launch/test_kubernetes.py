@@ -198,6 +198,7 @@ def test_a_jobset_at_work_is_found_by_its_keys_and_not_replaced(target: Target, 
     cluster.answer("jobset.json", jobset(counts={"prepare": {"succeeded": 1}, "train": {"active": 1, "ready": 1}}))
     keys = ["higgsc:prepare", "higgsc:train", "higgsc:merge", "higgsc:other"]
     assert Kubernetes().find(target, keys) == {"higgsc:train": "t-train-0", "higgsc:merge": "t-merge-0"}
+    assert dict(Kubernetes().submit(target, submissions(target, "prepare"), {})) == {"prepare": "t-prepare-0"}
     other = [Submission(step=target.step("train"), key="higgsc:other", after=())]
     for attempt in (lambda: Kubernetes().check(target, other), lambda: list(Kubernetes().submit(target, other, {}))):
         with pytest.raises(RefusedError, match="`t` is at work with another build") as caught:
@@ -317,7 +318,7 @@ def test_states(
     cluster.answer("children.json", {"items": [child("Pod", "train", **each) for each in children]})
     status = Kubernetes().states(target, {"train": "t-train-0"})["train"]
     assert (status.phase, status.reason) == (phase, reason)
-    assert status.restarts == there["status"]["restarts"]
+    assert status.restarts == there["status"]["restarts"], "a restart of the JobSet is one of each step at work"
 
 
 def test_times_and_nodes_come_from_the_job_and_its_pods(target: Target, cluster: Cluster) -> None:
