@@ -49,7 +49,12 @@ CODES: dict[str, Code] = {
     "HC006": Code(
         "the spec unfolds too far",
         "Anchors and aliases are allowed, but what they unfold to is limited to 20,000 values and 64 levels, so that\n"
-        "a small file cannot fill the memory.",
+        "a small file cannot fill the memory. For the same reason a spec extends no more than 100 files.",
+    ),
+    "HC007": Code(
+        "a tag in a spec",
+        "YAML can give a value a type with a tag, such as `!!str 8`. A spec needs none: quotes make a string, and the\n"
+        "schema knows the type of every key. A string that starts with `!` needs quotes, or it is read as a tag.",
     ),
     "HC101": Code(
         "unknown key",
@@ -139,6 +144,14 @@ CODES: dict[str, Code] = {
     "HC325": Code(
         "limits that no recording passes",
         "`data.limits.min_seconds` has to be below `data.limits.max_seconds`; otherwise every sample is rejected.",
+    ),
+    "HC326": Code(
+        "the training takes longer than one job may",
+        "A training whose length is given in steps, on a GPU that is named, has a predicted time (`higgsc plan`). It\n"
+        "is a guess: it assumes a share of the GPU's peak and a length of the clips, which the message names.\n"
+        "`site.time_limit`, 24 hours if not given, is the longest time of one job. Where the prediction is longer,\n"
+        "the training needs several jobs one after the other, or a higher limit, or more GPUs.",
+        "warning",
     ),
     "HC331": Code(
         "the training does not fit into the GPU's memory",

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 class SpecModel(BaseModel):
     """A part of the spec: immutable, no unknown keys, no conversion between types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -68,3 +68,10 @@ AbsolutePath = Annotated[str, StringConstraints(pattern=_ABSOLUTE_PATH)]
 
 RelativePath = Annotated[str, StringConstraints(pattern=_RELATIVE_PATH)]
 """A path inside a volume."""
+
+
+def seconds_of(limit: TimeLimit) -> int:
+    """Seconds of a time limit: `2-12:00` is 216,000, `00:30:00` is 1,800."""
+    days, _, clock = limit.rpartition("-")
+    hours, minutes, seconds = (*map(int, clock.split(":")), 0)[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

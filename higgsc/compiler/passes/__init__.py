@@ -19,6 +19,7 @@ from higgsc.compiler.passes.memory import memory
 from higgsc.compiler.passes.pinning import pinning
 from higgsc.compiler.passes.schedule import schedule
 from higgsc.compiler.passes.steps import steps
+from higgsc.compiler.passes.time_limit import time_limit
 from higgsc.compiler.passes.topology import topology
 
 Pass = Callable[[Ir, Sink], Ir]
@@ -32,5 +33,6 @@ PASSES: tuple[Pass, ...] = (
     schedule,
     lora_targets,
     memory,  # needs the mesh, the accumulation and the adapter's modules
+    time_limit,  # the same
     steps,  # last: turns what the others derived into steps and job files
 )
