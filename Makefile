@@ -23,14 +23,12 @@ unit: $(VENV)/installed
 generated: $(VENV)/installed
 	$(BIN)/higgsc build specs/*.yaml
 
-# torchx pins an old urllib3, so the comparison has an environment of its own.
-bench: $(VENV)/installed
-	$(PYTHON) -m venv .venv-torchx
-	.venv-torchx/bin/python -m pip install --quiet torchx==0.7.0
+bench: $(VENV)/installed .venv-torchx/installed
 	$(BIN)/python benchmarks/build.py --torchx .venv-torchx/bin/torchx
 
-# The tests run shellcheck on every script that is emitted, and ask a real language server about the schema.
-tools: $(VENV)/node/installed slurm
+# The tests run shellcheck on every script that is emitted, ask a real language server about the schema, and hand
+# steps to the real TorchX, which pins an old urllib3 and so has an environment of its own.
+tools: $(VENV)/node/installed .venv-torchx/installed slurm
 
 # They run the emitted scripts on a Slurm cluster of their own, which takes root; without it those tests are skipped.
 slurm:
@@ -39,6 +37,11 @@ slurm:
 	  if [ "$$(id -u)" = 0 ]; then \
 	    apt-get update -qq && apt-get install -y -qq slurmctld slurmd slurm-client munge; \
 	  else echo "no Slurm here, and no root to install it: tests on a cluster will be skipped"; fi
+
+.venv-torchx/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-torchx
+	.venv-torchx/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[torchx]'
+	@touch $@
 
 $(VENV)/node/installed: $(VENV)/installed
 	@for tool in shellcheck npm; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \

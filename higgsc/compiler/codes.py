@@ -175,6 +175,17 @@ CODES: dict[str, Code] = {
         "Values reach the scripts in quotes: `~`, `$HOME` and the like would name a folder of exactly that name.\n"
         "Slurm itself takes a backslash in the name of a log file for an escape.",
     ),
+    "HC351": Code(
+        "Kubernetes does not know where the secrets are",
+        "A pod does not inherit the environment of whoever submits it. `site.kubernetes.secret_name` names a Secret\n"
+        "of the namespace, with the names in `secrets` as its keys; the manifests refer to it and hold no values. A\n"
+        "file of lines `HF_TOKEN=...` makes one: `kubectl create secret generic NAME --from-env-file=FILE`.",
+    ),
+    "HC352": Code(
+        "a folder outside the claim",
+        "In a pod only the claim outlasts the container, and it is mounted at `site.kubernetes.mount`. A run's folder\n"
+        "anywhere else would be gone with the first restart. Give it relative to the project root.",
+    ),
     "HC411": Code(
         "a file of the spec is not here",
         "Data and local models are looked for when a spec is checked or built, because a misspelt path would\n"

@@ -208,9 +208,23 @@ def for_pattern(node: Node, path: NodePath) -> Hint:
     if last in ("name", "profile", "partition", "account", "qos", "reservation", "gpu_type"):
         plain = re.sub(r"[^A-Za-z0-9._]+", "-", value).strip("-._")[:64]
         return Hint(f"`{plain}` would do" if plain else "write it in Latin letters, `arabic-1`")
+    if path[:2] == ("site", "kubernetes"):
+        return Hint(_kubernetes(str(path[2]), value))
     if path[:1] == ("site",):
         return Hint()  # the message says which form it has
     return Hint("write a path on one line" if value else "write a path, or take the line out")
+
+
+def _kubernetes(key: str, value: str) -> str:
+    """The right form of a value of `site.kubernetes`, made of the wrong one where that can be done."""
+    examples = {
+        "image": "write `registry.example.org/higgsc:0.1.0`",
+        "mount": f"write `/{value.strip('/')}`",
+        "sub_path": f"write `{value.strip('./')}`",
+        "node_selector": "write `{nvidia.com/gpu.product: NVIDIA-H200}`",
+    }
+    plain = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-")[:63]
+    return examples.get(key, f"`{plain}` would do; it has to be the name of the object in the cluster")
 
 
 def _duration(text: str) -> str | None:

@@ -8,13 +8,15 @@ from hashlib import sha256
 
 from higgsc.emit.build import LOCK, Build
 from higgsc.emit.documents import job_files, plan_file, report, resolved
+from higgsc.emit.kubernetes import kubernetes
 from higgsc.emit.slurm import slurm
 from higgsc.emit.torchrun import torchrun
+from higgsc.emit.torchx import torchx
 
 Emitter = Callable[[Build], dict[str, str]]
 """A pure function from a build to `{path: text}`."""
 
-EMITTERS: tuple[Emitter, ...] = (job_files, plan_file, resolved, report, torchrun, slurm)
+EMITTERS: tuple[Emitter, ...] = (job_files, plan_file, resolved, report, torchrun, slurm, torchx, kubernetes)
 
 
 def emit_all(build: Build) -> dict[str, str]:

@@ -25,6 +25,12 @@ _MAIL = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}@[A-Za-z0-9][A-Za-z0-9.-]{0,127}$"
 _IMAGE = r"^[A-Za-z0-9./][A-Za-z0-9._:/#@+-]{0,511}$"
 _MOUNT = r"^/[A-Za-z0-9._/+@ -]{0,255}(:/[A-Za-z0-9._/+@ -]{0,255})?(:ro)?$"
 _VALUE = r"^[^\x00-\x1f\x7f]*$"
+_DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+_REFERENCE = r"^[a-z0-9][A-Za-z0-9._:/@-]{0,254}$"
+_LABEL_KEY = r"^([a-z0-9][a-z0-9.-]{0,252}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+_LABEL_VALUE = r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$"
+_ABSOLUTE_PATH = r"^/[^\x00-\x1f\x7f:]*$"
+_RELATIVE_PATH = r"^[^\x00-\x1f\x7f:/.][^\x00-\x1f\x7f:]*$"
 
 PATTERNS = {
     _NAME: "a name has letters, digits, `.`, `_` and `-`, starts with a letter or digit, and has 64 characters at most",
@@ -39,6 +45,13 @@ PATTERNS = {
     _IMAGE: "an image is a path or a name such as `docker://org/image:tag`, without spaces",
     _MOUNT: "a mount is a folder such as `/data`, `/host:/inside` or `/host:/inside:ro`",
     _VALUE: "the value of an environment variable has no control characters",
+    _DNS_LABEL: "a Kubernetes name has small letters, digits and `-`, starts and ends with a letter or digit, and has "
+    "63 characters at most",
+    _REFERENCE: "an image is `registry/name:tag` or `registry/name@sha256:digest`",
+    _LABEL_KEY: "the key of a label is `name` or `domain/name`",
+    _LABEL_VALUE: "the value of a label has letters, digits, `.`, `_` and `-`, and 63 characters at most",
+    _ABSOLUTE_PATH: "a path inside a container starts with `/` and has no colon and no control characters",
+    _RELATIVE_PATH: "a path inside a claim starts with a letter or digit and has no colon and no control characters",
 }
 """What each pattern means, for messages."""
 
@@ -53,6 +66,24 @@ FilePath = Annotated[str, StringConstraints(pattern=_PATH)]
 
 TimeLimit = Annotated[str, StringConstraints(pattern=_TIME_LIMIT)]
 """A duration in Slurm's notation."""
+
+DnsLabel = Annotated[str, StringConstraints(pattern=_DNS_LABEL)]
+"""The name of a Kubernetes object (RFC 1123)."""
+
+ImageReference = Annotated[str, StringConstraints(pattern=_REFERENCE)]
+"""A container image."""
+
+LabelKey = Annotated[str, StringConstraints(pattern=_LABEL_KEY)]
+"""The key of a Kubernetes label."""
+
+LabelValue = Annotated[str, StringConstraints(pattern=_LABEL_VALUE)]
+"""The value of a Kubernetes label."""
+
+AbsolutePath = Annotated[str, StringConstraints(pattern=_ABSOLUTE_PATH)]
+"""A path inside a container."""
+
+RelativePath = Annotated[str, StringConstraints(pattern=_RELATIVE_PATH)]
+"""A path inside a volume."""
 
 
 def seconds_of(limit: TimeLimit) -> int:

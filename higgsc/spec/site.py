@@ -24,6 +24,7 @@ from higgsc.spec.base import (
     TimeLimit,
     WordList,
 )
+from higgsc.spec.kubernetes import Kubernetes
 
 
 class Container(SpecModel):
@@ -103,3 +104,6 @@ class Site(SpecModel):
     """A folder on each node's own disk for what compilers of GPU code keep: Triton and TorchInductor."""
     environment: dict[EnvironmentName, EnvironmentValue] = Field(default_factory=dict)
     """More environment variables for the steps, taken literally."""
+
+    kubernetes: Kubernetes | None = None
+    """Where and as whom the steps run in a Kubernetes cluster; `null` for a site without one."""

@@ -13,6 +13,7 @@ from higgsc.compiler.diagnostics import Sink
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.passes.batch import batch
 from higgsc.compiler.passes.folders import folders
+from higgsc.compiler.passes.kubernetes import kubernetes
 from higgsc.compiler.passes.lora_targets import lora_targets
 from higgsc.compiler.passes.memory import memory
 from higgsc.compiler.passes.pinning import pinning
@@ -26,6 +27,7 @@ Pass = Callable[[Ir, Sink], Ir]
 
 PASSES: tuple[Pass, ...] = (
     folders,
+    kubernetes,  # needs the run's folder
     pinning,
     topology,
     batch,  # needs the data-parallel ranks of `topology`
