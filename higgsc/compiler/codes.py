@@ -49,7 +49,12 @@ CODES: dict[str, Code] = {
     "HC006": Code(
         "the spec unfolds too far",
         "Anchors and aliases are allowed, but what they unfold to is limited to 20,000 values and 64 levels, so that\n"
-        "a small file cannot fill the memory.",
+        "a small file cannot fill the memory. For the same reason a spec extends no more than 100 files.",
+    ),
+    "HC007": Code(
+        "a tag in a spec",
+        "YAML can give a value a type with a tag, such as `!!str 8`. A spec needs none: quotes make a string, and the\n"
+        "schema knows the type of every key. A string that starts with `!` needs quotes, or it is read as a tag.",
     ),
     "HC101": Code(
         "unknown key",

@@ -66,7 +66,11 @@ def compile_spec(
     sources = composed.sources
     points = expand(composed.tree, sink)
     name = composed.tree.get("name")
-    folder = f"generated/{name.value}" if build is None and name is not None else _relative(build or spec.parent, root)
+    folder = (
+        f"generated/{name.value}"
+        if build is None and name is not None and isinstance(name.value, str)
+        else _relative(build or spec.parent, root)
+    )
     compiled: list[Compiled] = []
     for point in points:
         made = _compile_point(point, sources[0].name, folder, sink)

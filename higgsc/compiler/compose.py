@@ -13,6 +13,9 @@ from higgsc.compiler.position import SourceFile, Span
 from higgsc.compiler.secrets import refuse_secrets
 from higgsc.compiler.source import Node, parse, read_source
 
+MAX_FILES = 100
+"""Files that a spec may extend, directly and through others."""
+
 
 @dataclass(frozen=True, slots=True)
 class Composed:
@@ -44,7 +47,7 @@ def compose(
     itself says about the site. Problems go to `sink`, and then the result is None.
     """
     sources: list[SourceFile] = []
-    tree = _load(Path(os.path.abspath(spec)), root, sink, sources, chain=(), asked_at=None)
+    tree = _Loader(root, sink, sources).load(Path(os.path.abspath(spec)), asked_at=None)
     if tree is None:
         return None
     if site is not None:
@@ -76,7 +79,7 @@ def with_site(tree: Node, folder: Path, root: Path, sink: Sink, sources: list[So
         help_ = did_you_mean(chosen.value, known)
         sink.add(Diagnostic("HC204", f"no site `{chosen.value}`", Label(chosen.span), notes=(there,), help=help_))
         return tree
-    profile = _load(path, root, sink, sources, chain=(), asked_at=chosen.span)
+    profile = _Loader(root, sink, sources).load(path, asked_at=chosen.span)
     if profile is None:
         return tree
     return replace(tree, value={**tree.value, "site": _merge(profile, given)})
@@ -86,39 +89,68 @@ def _sites_folder(spec: Path, root: Path) -> Path:
     return (root / "specs" if "specs" in Path(os.path.abspath(spec)).parts else root) / "sites"
 
 
-def _load(
-    path: Path, root: Path, sink: Sink, sources: list[SourceFile], chain: tuple[Path, ...], asked_at: Span | None
-) -> Node | None:
-    name = Path(os.path.relpath(path, root)).as_posix()
-    if path in chain and asked_at is not None:
-        names = [Path(os.path.relpath(link, root)).as_posix() for link in (*chain[chain.index(path) :], path)]
-        sink.add(
-            Diagnostic(
-                "HC201",
-                f"`extends` goes in a circle: {' → '.join(names)}",
-                Label(asked_at),
-                help="take this one out, or another of the chain",
+class _Loader:
+    """Reads files with what they extend; each once, however many extend it."""
+
+    def __init__(self, root: Path, sink: Sink, sources: list[SourceFile]) -> None:
+        self.root = root
+        self.sink = sink
+        self.sources = sources
+        self.loaded: dict[Path, Node | None] = {}
+
+    def load(self, path: Path, *, asked_at: Span | None, chain: tuple[Path, ...] = ()) -> Node | None:
+        """The tree of a file merged over what it extends, or None with the reason in the sink.
+
+        Args:
+            path: The file.
+            asked_at: Where another file names it.
+            chain: The files that led here.
+        """
+        if path in chain and asked_at is not None:
+            names = [self._name(link) for link in (*chain[chain.index(path) :], path)]
+            self.sink.add(
+                Diagnostic(
+                    "HC201",
+                    f"`extends` goes in a circle: {' → '.join(names)}",
+                    Label(asked_at),
+                    help="take this one out, or another of the chain",
+                )
             )
-        )
-        return None
-    source = read_source(path, name, sink, asked_at=asked_at, root=root)
-    if source is None:
-        return None
-    sources.append(source)
-    tree = parse(source, sink)
-    if tree is None:
-        return None
-    refuse_secrets(tree, sink)
-    bases = [
-        _load(Path(os.path.normpath(path.parent / str(node.value))), root, sink, sources, (*chain, path), node.span)
-        for node in _bases(tree, sink)
-    ]
-    merged: Node | None = None
-    for layer in (*bases, tree):
-        if layer is None:
             return None
-        merged = layer if merged is None else _merge(merged, layer)
-    return merged
+        if path not in self.loaded:
+            if len(self.loaded) + len(chain) > MAX_FILES and asked_at is not None:
+                found = f"the spec extends more than {MAX_FILES} files"
+                self.sink.add(Diagnostic("HC006", found, Label(asked_at), help="put what they share into one"))
+                return None
+            self.loaded[path] = self._read(path, asked_at, chain)
+        return self.loaded[path]
+
+    def _read(self, path: Path, asked_at: Span | None, chain: tuple[Path, ...]) -> Node | None:
+        source = read_source(path, self._name(path), self.sink, asked_at=asked_at, root=self.root)
+        if source is None:
+            return None
+        self.sources.append(source)
+        tree = parse(source, self.sink)
+        if tree is None:
+            return None
+        refuse_secrets(tree, self.sink)
+        merged: Node | None = None
+        sound = True
+        for entry in _bases(tree, self.sink):
+            base_path = Path(os.path.normpath(path.parent / str(entry.value)))
+            base = self.load(base_path, asked_at=entry.span, chain=(*chain, path))
+            if base is None:
+                sound = False
+                if len(self.loaded) > MAX_FILES:
+                    break  # the others would only say the same
+                continue
+            merged = base if merged is None else _merge(merged, base)
+        if not sound:
+            return None
+        return tree if merged is None else _merge(merged, tree)
+
+    def _name(self, path: Path) -> str:
+        return Path(os.path.relpath(path, self.root)).as_posix()
 
 
 def _bases(tree: Node, sink: Sink) -> tuple[Node, ...]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 
 from higgsc.compiler.codes import CODES, Severity
-from higgsc.compiler.position import Span
+from higgsc.compiler.position import Span, escaped
 from higgsc.compiler.redact import mask
 
 
@@ -61,9 +60,16 @@ class Sink:
         diagnostic = _printable(diagnostic)
         if diagnostic in self._found:
             return  # another point of a sweep has the same problem
-        self._found[diagnostic] = None
         if diagnostic.severity == "error":
             self.error_count += 1
+            if self.error_count > MAX_ERRORS:
+                return
+        self._found[diagnostic] = None
+
+    @property
+    def full(self) -> bool:
+        """Whether further errors would only be counted; who finds them at some expense can stop looking."""
+        return self.error_count > MAX_ERRORS
 
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]:
@@ -71,14 +77,16 @@ class Sink:
         order: dict[int, int] = {}
         for diagnostic in self._found:
             order.setdefault(id(diagnostic.primary.span.source), len(order))
-        return tuple(
-            sorted(self._found, key=lambda d: (order[id(d.primary.span.source)], d.primary.span.start, d.code))
-        )
+        found = sorted(self._found, key=lambda d: (order[id(d.primary.span.source)], d.primary.span.start, d.code))
+        if self.full:
+            note = f"there are more; only the first {MAX_ERRORS} errors are shown"
+            found[-1] = replace(found[-1], notes=(*found[-1].notes, note))
+        return tuple(found)
 
 
 MAX_MESSAGE = 600
-_UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
-"""Would break a line, drive the terminal, or turn the direction of what follows."""
+MAX_ERRORS = 100
+"""Errors that are kept: a file that is wrong in ten thousand places is wrong in one way."""
 
 
 def _printable(diagnostic: Diagnostic) -> Diagnostic:
@@ -97,7 +105,7 @@ def _clean(text: str) -> str:
     # Masked as a whole before it is cut: half a token would not be recognised.
     text = mask(text) if len(text) <= 10 * MAX_MESSAGE else mask(text[: 10 * MAX_MESSAGE])
     text = text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 1]}…"
-    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+    return escaped(text)
 
 
 @lru_cache(maxsize=4096)

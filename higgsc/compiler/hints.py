@@ -144,8 +144,8 @@ def _as_number(value: str, *, whole: bool, quoted: bool) -> Hint:
         return Hint(f"write `{plain}`, without separators", plain if whole else None)
     if re.fullmatch(r"[0-9]+,[0-9]+", text) and not whole:
         return Hint(f"write `{text.replace(',', '.')}`, with a point", text.replace(",", "."))
-    if match := re.fullmatch(r"([0-9.]+) ?%", text):
-        return Hint(f"write a share, not per cent: `{_share(float(match[1])) if match[1].count('.') < 2 else 0.02}`")
+    if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?%", text):
+        return Hint(f"write a share, not per cent: `{_share(float(match[1]))}`")
     if match := re.fullmatch(r"([0-9]+)k", text.lower()):
         return Hint(f"write `{match[1]}000`", f"{match[1]}000")
     if match := re.fullmatch(r"([0-9.]+) ?[*x×·]? ?10\^?(-[0-9]+)", text):
@@ -211,7 +211,7 @@ def _duration(text: str) -> str | None:
 def for_hardware(node: Node) -> Hint:
     """For a value that is no hardware shape."""
     value = node.value
-    if isinstance(value, int) and 1 <= value <= 128:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 128:
         return Hint(f"write `{value}xH200`, or `1x{value}` if the type does not matter")
     if not isinstance(value, str):
         return Hint("write `8xH200`")

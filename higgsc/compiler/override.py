@@ -9,7 +9,7 @@ from pathlib import Path
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.keys import bare_key
 from higgsc.compiler.position import COMMAND_LINE, SourceFile, Span
-from higgsc.compiler.source import Node, parse
+from higgsc.compiler.source import MAX_DEPTH, Node, parse
 
 
 def apply_overrides(tree: Node, overrides: tuple[str, ...], sink: Sink) -> Node:
@@ -26,6 +26,15 @@ def apply_overrides(tree: Node, overrides: tuple[str, ...], sink: Sink) -> Node:
             whole = Label(Span(source, 0, len(text)))
             message = f"`{text}` is not of the form key.path=value"
             sink.add(Diagnostic("HC202", message, whole, help="write `--set lora.rank=16`"))
+            continue
+        if len(parts) > MAX_DEPTH:
+            whole = Label(Span(source, 0, len(key)))
+            sink.add(Diagnostic("HC202", f"the key has {len(parts):,} words; the deepest has four", whole))
+            continue
+        if parts[0].strip() == "extends":
+            whole = Label(Span(source, 0, len(key)))
+            message = "`extends` has been followed before the command line is read"
+            sink.add(Diagnostic("HC202", message, whole, help="write it into the spec, or into one that extends it"))
             continue
         placed = _spanned(source, parts)
         node = _value(source, len(key) + 1, sink)
@@ -71,6 +80,12 @@ def _value(source: SourceFile, start: int, sink: Sink) -> Node | None:
         sink.add(Diagnostic("HC202", f"the value is {first.message}", place, help=first.help))
         return None
     node = tree.get("value")
+    if len(tree.plain()) > 1:
+        place = Label(Span(source, start, len(source.text)))
+        sink.add(
+            Diagnostic("HC202", "the value holds keys of its own", place, help="give each key a `--set` of its own")
+        )
+        return None
     return _moved(node, source, start - len(head)) if node is not None else None
 
 

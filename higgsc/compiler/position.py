@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from higgsc.compiler.redact import mask
 
+MAX_EXCERPT = 240
+"""Characters of a line that are shown."""
+_MASKED_AROUND = 2000
+_UNPRINTABLE = re.compile(
+    "[\\x00-\\x08\\x0a-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
+)
+"""Would break a line, drive the terminal, or turn the direction of what follows. The tab is not among them."""
+_REPLACEMENT = "\ufffd"
+
 COMMAND_LINE = "--set"
 """How the command line is called where other values name their file."""
+
+
+_LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+"""What libyaml (YAML 1.1) counts as the end of a line."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,16 +36,8 @@ class SourceFile:
     line_starts: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        starts = [0]
-        # The line breaks that libyaml counts (YAML 1.1): \n, \r, \r\n, NEL, LS and PS.
-        index, text = 0, self.text
-        while index < len(text):
-            if text[index] == "\r" and text[index + 1 : index + 2] == "\n":
-                index += 1
-            if text[index] in "\n\r\x85\u2028\u2029":
-                starts.append(index + 1)
-            index += 1
-        object.__setattr__(self, "line_starts", tuple(starts))
+        starts = (0, *(found.end() for found in _LINE_BREAK.finditer(self.text)))
+        object.__setattr__(self, "line_starts", starts)
 
     def offset(self, line: int, column: int) -> int:
         """The code point offset of a 0-based line and column."""
@@ -42,10 +48,31 @@ class SourceFile:
         return bisect_right(self.line_starts, offset) - 1
 
     def line_text(self, line: int) -> str:
-        """The text of a 0-based line for people: without its line break, secrets masked, columns kept."""
+        """The text of a 0-based line, without its line break."""
         start = self.line_starts[line]
         end = self.line_starts[line + 1] if line + 1 < len(self.line_starts) else len(self.text)
-        return mask(self.text[start:end].rstrip("\n\r\x85\u2028\u2029"))
+        return self.text[start:end].rstrip("\n\r\x85\u2028\u2029")
+
+    def excerpt(self, offset: int) -> tuple[str, int]:
+        """The line of an offset for people, and the offset's 0-based column in it.
+
+        Secrets are masked, and what would drive the terminal or turn the direction of the text is replaced, one
+        character by one. Of a very long line only the part around the offset is given, between ellipses.
+        """
+        line = self.line_of(offset)
+        text, column = self.line_text(line), offset - self.line_starts[line]
+        first = max(0, column - MAX_EXCERPT // 3) if len(text) > MAX_EXCERPT else 0
+        last = min(len(text), first + MAX_EXCERPT)
+        # Masked with what surrounds the part: half a token would not be recognised.
+        around = max(0, first - _MASKED_AROUND)
+        shown = mask(text[around : last + _MASKED_AROUND])[first - around : last - around]
+        head, tail = "…" if first else "", "…" if last < len(text) else ""
+        return f"{head}{_UNPRINTABLE.sub(_REPLACEMENT, shown)}{tail}", column - first + len(head)
+
+
+def escaped(text: str) -> str:
+    """`text` on one line that every terminal shows as it is: controls, tabs and lone surrogates as `\\x..`."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text.replace("\t", "\\t"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,5 +109,6 @@ class Span:
 
     def __str__(self) -> str:
         if self.source.name == COMMAND_LINE:
-            return f"{COMMAND_LINE} {mask(self.source.text)}"
+            # On one line, whatever was typed: it goes into comments of `resolved.yaml`.
+            return f"{COMMAND_LINE} {escaped(mask(self.source.text))}"
         return f"{self.source.name}:{self.line}:{self.column}"

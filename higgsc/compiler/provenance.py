@@ -60,7 +60,7 @@ def origin_of(ir: Ir, path: NodePath) -> Origin:
 
 def explain(ir: Ir, path: str, *, depth: int = 0) -> list[str] | None:
     """The chain behind a value, a line each; None if the spec has no such value."""
-    keys: NodePath = tuple(int(part) if part.isdigit() else part for part in path.split("."))
+    keys: NodePath = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in path.split("."))
     value: Any = values_of(ir)
     for key in keys:
         try:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from higgsc.compiler.diagnostics import Sink
+from higgsc.compiler.diagnostics import MAX_ERRORS, Sink
 from higgsc.compiler.keys import Unknown, missing_key, unknown_key
 from higgsc.compiler.source import Node, NodePath
 from higgsc.compiler.violations import Violation, diagnose
@@ -27,7 +27,10 @@ def _report(tree: Node, errors: list[Any], sink: Sink) -> None:
     unknown: dict[NodePath, Unknown] = {}
     missing: list[tuple[NodePath, str]] = []
     values: dict[NodePath, list[Any]] = {}
+    seen = 0
     for error in _without_echoes(errors):
+        if (seen := seen + 1) > 2 * MAX_ERRORS:
+            break  # finding the words takes longer than finding the errors
         loc = error["loc"]
         if error["type"] == "missing":
             missing.append((locate(tree, loc[:-1]), str(loc[-1])))

@@ -115,10 +115,12 @@ def read_source(
             found = "it is a directory" if path.is_dir() else "it is not a regular file"
             refuse(found, "name a spec, a `.yaml` file")
             return None
-        if path.stat().st_size > MAX_BYTES:
-            refuse(f"it has {path.stat().st_size:,} bytes; a spec may have {MAX_BYTES:,}")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)  # not all of it: files in /proc have no size, and no end
+        if len(content) > MAX_BYTES:
+            refuse(f"it is larger than the {MAX_BYTES:,} bytes that a spec may have")
             return None
-        text = path.read_bytes().decode("utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         refuse(f"byte {error.start} is not UTF-8", help="save the file as UTF-8")
         return None
@@ -139,13 +141,15 @@ def _file_instead(path: Path, asked_at: Span | None, root: Path | None) -> str |
     match = path.name + ".yaml" if path.name + ".yaml" in beside else closest(path.name, beside, cutoff=0.7)
     if match is None:
         return None
-    shown = match if asked_at is None else str(Path(asked_at.text.strip("'\"")).with_name(match))
+    shown = match if asked_at is None else str(Path(asked_at.text.strip("'\"")).parent / match)
     return f"did you mean `{shown}`?"
 
 
 def parse(source: SourceFile, sink: Sink) -> Node | None:
     """Turn the text of a spec into its tree; problems go to `sink`, and then the result is None."""
     try:
+        if not _within_limits(source, sink):
+            return None
         documents = list(yaml.compose_all(source.text, Loader=yaml.CSafeLoader))
     except yaml.MarkedYAMLError as error:
         sink.add(yaml_error(source, error))
@@ -174,6 +178,40 @@ def parse(source: SourceFile, sink: Sink) -> Node | None:
     return None if sink.error_count > before else tree
 
 
+def _within_limits(source: SourceFile, sink: Sink) -> bool:
+    """Whether the text is small and shallow enough for `yaml.compose`, and free of tags; else a diagnostic.
+
+    `yaml.compose` recurses in C, so that deep brackets would end the process; and it takes seconds for a megabyte
+    of commas. The events come one by one, and nothing after the first too many is read.
+    """
+    depth = count = 0
+    for event in yaml.parse(source.text, Loader=yaml.CSafeLoader):
+        count += isinstance(event, yaml.NodeEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        mark = event.start_mark
+        start = source.offset(mark.line, mark.column) if mark is not None else 0
+        place = Label(Span(source, start, min(start + 1, len(source.text))))
+        if depth > MAX_DEPTH:
+            sink.add(_too_much(f"{MAX_DEPTH} levels", place))
+            return False
+        if count > 2 * MAX_NODES:  # a key and a value each; what aliases unfold to is counted later
+            sink.add(_too_much(f"{MAX_NODES:,} values", place))
+            return False
+        if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
+            # The event starts at the anchor if there is one.
+            tag = re.compile(r"![^\s,\[\]{}]*").search(source.text, start)
+            span = Span(source, tag.start(), tag.end()) if tag else place.span
+            help_ = "take it out, and write a string in quotes; a string that starts with `!` needs quotes too"
+            sink.add(Diagnostic("HC007", f"a spec has no tags such as `{span.text}`", Label(span), help=help_))
+            return False
+    return True
+
+
+def _too_much(limit: str, place: Label) -> Diagnostic:
+    help_ = "a spec is written by hand; move data into a file of its own"
+    return Diagnostic("HC006", f"the spec unfolds to more than {limit}", place, help=help_)
+
+
 class _Builder:
     """Turns PyYAML's node graph into `Node`s, within a budget that stops alias bombs."""
 
@@ -188,7 +226,7 @@ class _Builder:
         if depth > MAX_DEPTH or self.nodes > MAX_NODES:
             if self.nodes <= MAX_NODES + 1:
                 limit = f"{MAX_DEPTH} levels" if depth > MAX_DEPTH else f"{MAX_NODES:,} values"
-                self.sink.add(Diagnostic("HC006", f"the spec unfolds to more than {limit}", Label(span)))
+                self.sink.add(_too_much(limit, Label(span)))
                 self.nodes = MAX_NODES + 2
             return Node(None, span, key_span)
         if isinstance(node, yaml.MappingNode):

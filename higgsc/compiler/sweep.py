@@ -19,7 +19,11 @@ from higgsc.compiler.position import Span
 from higgsc.compiler.source import Node
 
 MAX_POINTS = 10_000
+MAX_KEYS = 100
+MAX_KEY_TEXT = 1000
 MAX_NAME = 64
+_FIXED = ("apiVersion", "extends", "name", "site", "sweep")
+"""Keys that have done their work, or get their value, when the points are made: a sweep over them does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +58,12 @@ def expand(tree: Node, sink: Sink) -> tuple[Point, ...]:
     total = 1
     for axis in axes:
         total *= len(axis.rows)
-    if total > MAX_POINTS:
-        sink.add(Diagnostic("HC203", f"the sweep has {total:,} points; the most is {MAX_POINTS:,}", Label(sweep.place)))
-        return ()
+        if total > MAX_POINTS:
+            message = f"the sweep has {total:,} points or more; the most is {MAX_POINTS:,}"
+            sink.add(Diagnostic("HC203", message, Label(sweep.place), help="sweep fewer keys or values at once"))
+            return ()
     name = base.get("name")
-    stem = str(name.value) if name is not None else ""
+    stem = name.value if name is not None and isinstance(name.value, str) else ""
     points = [_point(stem, base, axes, rows, sink) for rows in product(*(axis.rows for axis in axes))]
     return _with_distinct_names(points, stem)
 
@@ -74,9 +79,21 @@ def _axes(sweep: Node, sink: Sink) -> list[_Axis]:
             )
         )
         return []
+    if len(sweep.value) > MAX_KEYS:
+        message = f"the sweep has {len(sweep.value):,} keys; the most is {MAX_KEYS}"
+        sink.add(Diagnostic("HC203", message, Label(sweep.place), help="keys with one value each belong into the spec"))
+        return []
     axes = []
     for text, node in sweep.value.items():
         keys = tuple(key.strip() for key in text.split(","))
+        if len(text) > MAX_KEY_TEXT:
+            message = f"a key of {len(text):,} characters is none of a spec"
+            sink.add(Diagnostic("HC203", message, Label(node.place), help="write `training.learning_rate: [1e-4, 2e-4]`"))
+            continue
+        if fixed := [key for key in keys if key in _FIXED or key.startswith(("extends.", "sweep."))]:
+            message, ways = f"`{fixed[0]}` cannot be swept", "write a spec for each, and `extends` what they share"
+            sink.add(Diagnostic("HC203", message, Label(node.place), help=ways))
+            continue
         if not isinstance(node.value, tuple) or not node.value:
             message = f"`{text}` has to be swept over a list of values"
             sink.add(Diagnostic("HC203", message, Label(node.span), help=_as_list(text, node)))
@@ -97,8 +114,8 @@ def _axes(sweep: Node, sink: Sink) -> list[_Axis]:
             rows.append(row)
         placed = tuple(_placed(key, node.key_span or node.span) for key in keys)
         bare = [found for words in placed if (found := bare_key(*words[0], alone=len(words) == 1)) is not None]
-        for diagnostic in bare:
-            sink.add(diagnostic)
+        for each in bare:
+            sink.add(each)
         if not bare:
             axes.append(_Axis(placed, tuple(rows)))
     return axes

@@ -39,6 +39,10 @@ MAX_SHOWN = 120
 """Characters of a value that a message quotes."""
 
 
+MAX_HINTED = 1000
+"""Characters of a string that is worth thinking about; no value of a spec has as many."""
+
+
 @dataclass(frozen=True, slots=True)
 class Violation:
     """What pydantic has against one value."""
@@ -53,6 +57,8 @@ def diagnose(tree: Node, violation: Violation) -> Diagnostic:
     path, (error, *others) = violation.path, violation.errors
     node, _ = tree.find(path)
     key = dotted(path)
+    if isinstance(node.value, str) and len(node.value) > MAX_HINTED:
+        return _say("HC106", f"`{key}` is {_shown(node)}, which has {len(node.value):,} characters", node, Hint())
     if {each["type"] for each in violation.errors} == {"literal_error"}:
         return _not_a_choice(node, key, _choices(violation.errors))
     if not others and error["type"] in _BOUNDS:

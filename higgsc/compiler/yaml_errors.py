@@ -12,6 +12,7 @@ import yaml
 
 from higgsc.compiler.diagnostics import Diagnostic, Label
 from higgsc.compiler.position import SourceFile, Span
+from higgsc.compiler.redact import mask
 
 _ODD_SPACE = re.compile("[\u00a0\u1680\u2000-\u200b\u202f\u205f\u3000\ufeff]")
 _SHOWN = 60
@@ -71,9 +72,7 @@ def _say(source: SourceFile, problem: str, start: int, end: int, help: str, open
 def _raw_line(source: SourceFile, offset: int) -> tuple[int, str]:
     """The start and text of the line that holds an offset, secrets included."""
     line = source.line_of(offset)
-    start = source.line_starts[line]
-    end = source.line_starts[line + 1] if line + 1 < len(source.line_starts) else len(source.text)
-    return start, source.text[start:end].rstrip("\r\n\x85\u2028\u2029")
+    return source.line_starts[line], source.line_text(line)
 
 
 def _tab(source: SourceFile, at: int) -> Diagnostic | None:
@@ -268,4 +267,5 @@ def _line_above(source: SourceFile, at: int) -> tuple[int, str] | None:
 
 
 def _cut(text: str) -> str:
+    text = mask(text)  # before it is cut: half a token would not be recognised
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

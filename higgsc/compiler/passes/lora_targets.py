@@ -50,7 +50,7 @@ def lora_targets(ir: Ir, sink: Sink) -> Ir:
     matches = {pattern: _linear_matching(pattern, ir.shape) for pattern in patterns}
     unmatched = [pattern for pattern in patterns if not matches[pattern]]
     for index, pattern in enumerate(patterns):
-        if not matches[pattern]:
+        if not matches[pattern] and not sink.full:
             _report(ir, sink, index, pattern, matches, len(unmatched))
     heads = [HEADS[head] for head in lora.heads]
     modules = {name for names in matches.values() for name in names} | set(heads)
@@ -85,7 +85,11 @@ def _linear_matching(pattern: str, shape: HiggsAudioV2Shape) -> list[str]:
 
 def matching(pattern: str, modules: Iterable[str]) -> list[str]:
     """The module paths that end in `pattern` at a dot; `*` stands for any characters but a dot."""
-    expression = re.compile(r"(.*\.)?" + "[^.]*".join(re.escape(part) for part in pattern.split("*")))
+    if "*" not in pattern:
+        return [name for name in modules if name == pattern or name.endswith(f".{pattern}")]
+    # Several stars are one: apart they would be tried in every combination.
+    parts = re.split(r"\*+", pattern)
+    expression = re.compile(r"(.*\.)?" + "[^.]*".join(re.escape(part) for part in parts))
     return [name for name in modules if expression.fullmatch(name)]
 
 

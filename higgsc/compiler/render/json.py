@@ -21,7 +21,9 @@ def render_json(diagnostics: tuple[Diagnostic, ...], cwd: Path | None) -> str:
         "warnings": sum(d.severity == "warning" for d in diagnostics),
         "diagnostics": [_row(diagnostic, cwd) for diagnostic in diagnostics],
     }
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    # A file name or an argument that is no UTF-8 has lone surrogates in Python; JSON can hold them, but escaped.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _row(diagnostic: Diagnostic, cwd: Path | None) -> dict[str, Any]:

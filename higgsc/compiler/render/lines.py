@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from higgsc.compiler.diagnostics import Diagnostic
+from higgsc.compiler.position import escaped
 from higgsc.compiler.render.text import display_name
 
 
@@ -15,7 +16,7 @@ def render_concise(diagnostics: tuple[Diagnostic, ...], cwd: Path | None) -> str
         span = diagnostic.primary.span
         way_out = f"; {diagnostic.help}" if diagnostic.help else ""
         lines.append(
-            f"{display_name(span.source, cwd)}:{span.line}:{span.column}: "
+            f"{escaped(display_name(span.source, cwd))}:{span.line}:{span.column}: "
             f"{diagnostic.severity}[{diagnostic.code}] {diagnostic.message}{way_out}\n"
         )
     return "".join(lines)
@@ -27,7 +28,7 @@ def render_github(diagnostics: tuple[Diagnostic, ...], cwd: Path | None) -> str:
     for diagnostic in diagnostics:
         span = diagnostic.primary.span
         properties = {
-            "file": display_name(span.source, cwd),
+            "file": escaped(display_name(span.source, cwd)),
             "line": str(span.line),
             "col": str(span.column),
             "endLine": str(span.end_line),

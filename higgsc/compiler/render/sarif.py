@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -76,4 +77,5 @@ def _region(span: Span) -> dict[str, int]:
 
 
 def _uri(span: Span, cwd: Path | None) -> str:
-    return quote(Path(display_name(span.source, cwd)).as_posix())
+    # As bytes: a file name need not be text.
+    return quote(os.fsencode(Path(display_name(span.source, cwd)).as_posix()))

@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 from higgsc.compiler.diagnostics import Diagnostic, Label
-from higgsc.compiler.position import SourceFile, Span
+from higgsc.compiler.position import SourceFile, Span, escaped
 
 
 class Palette:
@@ -42,6 +42,11 @@ def display_name(source: SourceFile, cwd: Path | None) -> str:
     return source.name if relative.startswith("..") else relative
 
 
+def _named(source: SourceFile, cwd: Path | None) -> str:
+    """The same for people: a file name may hold line breaks and bytes that are no text."""
+    return escaped(display_name(source, cwd))
+
+
 def display_width(text: str) -> int:
     """Columns that `text` takes in a terminal (wide East Asian characters two, combining marks none)."""
     width = 0
@@ -58,11 +63,7 @@ def _block(diagnostic: Diagnostic, palette: Palette, cwd: Path | None) -> str:
     lines = [f"{head}: {palette.paint(diagnostic.message, 'bold')}"]
     labels = [label for label in (diagnostic.primary, *diagnostic.secondary) if label.span.source.text]
     gutter = max((len(str(label.span.line)) for label in labels), default=1)
-    place = (
-        f"{display_name(span.source, cwd)}:{span.line}:{span.column}"
-        if span.source.text
-        else display_name(span.source, cwd)
-    )
+    place = f"{_named(span.source, cwd)}:{span.line}:{span.column}" if span.source.text else _named(span.source, cwd)
     lines.append(f"{' ' * gutter}{palette.paint('-->', 'gutter')} {place}")
     bar = palette.paint("|", "gutter")
     if labels:
@@ -75,7 +76,7 @@ def _block(diagnostic: Diagnostic, palette: Palette, cwd: Path | None) -> str:
     for label in labels:
         if label.span.source is not span.source:
             other = label.span
-            where = f"{display_name(other.source, cwd)}:{other.line}:{other.column}"
+            where = f"{_named(other.source, cwd)}:{other.line}:{other.column}"
             lines.append(f"{' ' * gutter}{palette.paint(':::', 'gutter')} {where}")
             lines += _excerpt(label, False, gutter, palette)
     extra = [("note", note) for note in diagnostic.notes]
@@ -89,8 +90,7 @@ def _block(diagnostic: Diagnostic, palette: Palette, cwd: Path | None) -> str:
 
 def _excerpt(label: Label, primary: bool, gutter: int, palette: Palette) -> list[str]:
     span: Span = label.span
-    text = span.source.line_text(span.line - 1)
-    column = span.column - 1
+    text, column = span.source.excerpt(span.start)
     marked = text[column : column + (span.end - span.start)]
     before = "".join("\t" if c == "\t" else " " * display_width(c) for c in text[:column])
     mark = ("^" if primary else "-") * max(1, display_width(marked))
