@@ -97,6 +97,8 @@ class _Loader:
         self.sink = sink
         self.sources = sources
         self.loaded: dict[Path, Node | None] = {}
+        self.left = MAX_FILES + 1
+        self.too_many = False
 
     def load(self, path: Path, *, asked_at: Span | None, chain: tuple[Path, ...] = ()) -> Node | None:
         """The tree of a file merged over what it extends, or None with the reason in the sink.
@@ -118,10 +120,12 @@ class _Loader:
             )
             return None
         if path not in self.loaded:
-            if len(self.loaded) + len(chain) > MAX_FILES and asked_at is not None:
+            if self.left == 0 and asked_at is not None:
                 found = f"the spec extends more than {MAX_FILES} files"
                 self.sink.add(Diagnostic("HC006", found, Label(asked_at), help="put what they share into one"))
+                self.too_many = True
                 return None
+            self.left -= 1
             self.loaded[path] = self._read(path, asked_at, chain)
         return self.loaded[path]
 
@@ -141,7 +145,7 @@ class _Loader:
             base = self.load(base_path, asked_at=entry.span, chain=(*chain, path))
             if base is None:
                 sound = False
-                if len(self.loaded) > MAX_FILES:
+                if self.too_many:
                     break  # the others would only say the same
                 continue
             merged = base if merged is None else _merge(merged, base)

@@ -22,6 +22,10 @@ def apply_overrides(tree: Node, overrides: tuple[str, ...], sink: Sink) -> Node:
         source = SourceFile(Path(COMMAND_LINE), COMMAND_LINE, text)
         key, equals, _ = text.partition("=")
         parts = key.strip().split(".")
+        if any("\ud800" <= character <= "\udfff" for character in text):  # bytes of an argument that are no UTF-8
+            whole = Label(Span(source, 0, len(text)))
+            sink.add(Diagnostic("HC202", "the argument is not UTF-8", whole, help="set the value in the spec"))
+            continue
         if not equals or not all(parts):
             whole = Label(Span(source, 0, len(text)))
             message = f"`{text}` is not of the form key.path=value"

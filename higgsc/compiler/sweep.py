@@ -52,8 +52,9 @@ def expand(tree: Node, sink: Sink) -> tuple[Point, ...]:
     base = _without_sweep(tree)
     if sweep is None or sweep.value is None:
         return (Point("", base, ()),)
+    before = sink.error_count
     axes = _axes(sweep, sink)
-    if not axes:
+    if sink.error_count > before:
         return ()
     total = 1
     for axis in axes:
@@ -83,12 +84,14 @@ def _axes(sweep: Node, sink: Sink) -> list[_Axis]:
         message = f"the sweep has {len(sweep.value):,} keys; the most is {MAX_KEYS}"
         sink.add(Diagnostic("HC203", message, Label(sweep.place), help="keys with one value each belong into the spec"))
         return []
-    axes = []
+    axes, swept = [], set[str]()
     for text, node in sweep.value.items():
         keys = tuple(key.strip() for key in text.split(","))
         if len(text) > MAX_KEY_TEXT:
             message = f"a key of {len(text):,} characters is none of a spec"
-            sink.add(Diagnostic("HC203", message, Label(node.place), help="write `training.learning_rate: [1e-4, 2e-4]`"))
+            sink.add(
+                Diagnostic("HC203", message, Label(node.place), help="write `training.learning_rate: [1e-4, 2e-4]`")
+            )
             continue
         if fixed := [key for key in keys if key in _FIXED or key.startswith(("extends.", "sweep."))]:
             message, ways = f"`{fixed[0]}` cannot be swept", "write a spec for each, and `extends` what they share"
@@ -112,6 +115,11 @@ def _axes(sweep: Node, sink: Sink) -> list[_Axis]:
                 )
                 continue
             rows.append(row)
+        if twice := [key for key in keys if key in swept or keys.count(key) > 1]:
+            message = f"`{twice[0]}` is swept twice, so that one of the two would do nothing"
+            sink.add(Diagnostic("HC203", message, Label(node.place), help="keep one of the two"))
+            continue
+        swept.update(keys)
         placed = tuple(_placed(key, node.key_span or node.span) for key in keys)
         bare = [found for words in placed if (found := bare_key(*words[0], alone=len(words) == 1)) is not None]
         for each in bare:
