@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from higgsc.compiler.diagnostics import closest
+from higgsc.compiler.hint import Hint
 from higgsc.compiler.keys import may_be_null
 from higgsc.compiler.source import Node, NodePath
-from higgsc.spec.hardware import shape_in
+from higgsc.compiler.spelling import typo_of
 
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _YES, _NO = ("yes", "on", "y", "true", "1"), ("no", "off", "n", "false", "0")
@@ -27,15 +26,6 @@ _UNITS = {
     "d": 86400,
     "day": 86400,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Hint:
-    """A way out."""
-
-    help: str | None = None
-    text: str | None = None
-    """What to put in the value's place, when that is safe to do unseen."""
 
 
 def for_type(node: Node, path: NodePath, expected: list[str]) -> Hint:
@@ -121,7 +111,7 @@ def _as_list(node: Node, path: NodePath, words: list[str]) -> Hint:
     if path == ("lora", "targets"):
         if value.replace("_", "-") in ("all", "all-linear", "all-linear-layers"):
             return Hint("write `comprehensive`: attention and both FFN paths", "comprehensive")
-        if match := closest(value, words, cutoff=0.7):
+        if match := typo_of(value, words):
             return Hint(f"did you mean `{match}`?", match)
     entries = [entry for entry in re.split(r"[,\s]+", value) if entry]
     listed = f"[{', '.join(entries)}]"
@@ -206,65 +196,3 @@ def _duration(text: str) -> str | None:
     if seconds % 86400 == 0 and days == 1:
         return "24:00:00"
     return f"{days}-{hours}" if days else hours
-
-
-def for_hardware(node: Node) -> Hint:
-    """For a value that is no hardware shape."""
-    value = node.value
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 128:
-        return Hint(f"write `{value}xH200`, or `1x{value}` if the type does not matter")
-    if not isinstance(value, str):
-        return Hint("write `8xH200`")
-    text = re.sub(r"(?i)\s*(gpus?|of|nodes?|nvidia|à)\b\s*", " ", value).strip()
-    parts = [
-        part
-        for part in re.split(r"(?<=[0-9])[xX×*:](?=[0-9A-Za-z])|(?<=[A-Za-z0-9])[×*:]|[\s,×*:]+|\bx\b", text)
-        if part
-    ]
-    parts = [p for part in parts for p in _halves(part)]
-    counts, types = [p for p in parts if p.isdecimal()], [p for p in parts if not p.isdecimal()]
-    shape = "x".join([*(counts or ["1"]), *types])
-    return (
-        Hint(f"write `{shape}`", shape)
-        if len(types) <= 1 and len(shape) < 40 and shape_in(shape)
-        else Hint("write `8xH200`")
-    )
-
-
-def _halves(part: str) -> list[str]:
-    """`H200x8` as type and count."""
-    match = re.fullmatch(r"([A-Za-z][A-Za-z0-9-]*?)[xX]([0-9]{1,3})", part)
-    return [match[1], match[2]] if match else [part]
-
-
-_WORDS = {
-    "bfloat16": "bf16",
-    "float32": "fp32",
-    "single": "fp32",
-    "fp16": "bf16",
-    "float16": "bf16",
-    "half": "bf16",
-    "mixed": "bf16",
-    "16": "bf16",
-    "32": "fp32",
-    "json": "chatml",
-    "jsonl": "chatml",
-    "latest": "last",
-    "newest": "last",
-    "none": "constant",
-    "val": "held-out",
-    "validation": "held-out",
-    "test": "held-out",
-    "train": "training",
-}
-"""Words from elsewhere for one of our choices."""
-
-
-def for_choice(node: Node, choices: list[str]) -> Hint:
-    """For a word that is none of the choices."""
-    word = str(node.value).strip().strip(_QUOTES)
-    known = _WORDS.get(word.lower())
-    starts = [choice for choice in choices if word.lower().startswith(choice) and len(choice) > 2]
-    if match := (known if known in choices else None) or closest(word, choices) or (starts[0] if starts else None):
-        return Hint(f"did you mean `{match}`?", match)
-    return Hint(f"write `{choices[0]}`" if len(choices) == 1 else None)

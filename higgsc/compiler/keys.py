@@ -16,6 +16,7 @@ from higgsc.compiler.diagnostics import Diagnostic, Edit, Label, closest
 from higgsc.compiler.foreign import foreign_key, synonym
 from higgsc.compiler.position import Span
 from higgsc.compiler.source import Node, NodePath
+from higgsc.compiler.spelling import typo_of
 from higgsc.spec import Experiment
 
 _EXAMPLES = {
@@ -81,7 +82,8 @@ def unknown_key(tree: Node, path: NodePath) -> Unknown:
         return say(found[0], _belongs(tree, parent, name, found))
     if match := closest(name, known):
         taken = tree.find((*parent, match))[1] == ()
-        renamed = match if not taken and node.key_span is not None and _bare(node.key_span) == name else None
+        slip = typo_of(name, known) == match and not taken
+        renamed = match if slip and node.key_span is not None and _bare(node.key_span) == name else None
         return say(None if taken else (*parent, match), f"did you mean `{match}`?", fix=renamed)
     if match := closest(name, homes(), cutoff=0.8):
         found = list(homes()[match])

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from higgsc.compiler.diagnostics import Diagnostic, Edit, Label
-from higgsc.compiler.hints import Hint, for_bound, for_choice, for_hardware, for_pattern, for_type
+from higgsc.compiler.hint import Hint
+from higgsc.compiler.hints import for_bound, for_pattern, for_type
+from higgsc.compiler.hints_choice import for_choice
+from higgsc.compiler.hints_hardware import for_hardware
 from higgsc.compiler.keys import dotted, may_be_null
 from higgsc.compiler.source import Node, NodePath
 from higgsc.spec.base import PATTERNS
