@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from higgsc.compiler.diagnostics import Diagnostic, Edit, Label, closest
-from higgsc.compiler.foreign import foreign_key, synonym
+from higgsc.compiler.foreign import advice, foreign_key, synonym
 from higgsc.compiler.position import Span
 from higgsc.compiler.source import Node, NodePath
 from higgsc.compiler.spelling import typo_of
@@ -73,9 +73,11 @@ def unknown_key(tree: Node, path: NodePath) -> Unknown:
             (*parent, plain),
             f"write `{plain}`: the key holds U+{ord(odd):04X}, which only looks like a space or letter",
         )
+    if (advised := advice(parent, name, node)) is not None:
+        return say((*parent, advised[1]) if advised[1] is not None else None, advised[0])
     if (other := synonym(parent, name)) is not None:
         return say((*parent, other), f"did you mean `{other}`?")
-    if (known_as := foreign_key(name, at_top=not parent)) is not None:
+    if (known_as := foreign_key(name, node, parent)) is not None:
         message = f"`{name}` is a key of {known_as.origin}, not of higgsc"
         return Unknown(Diagnostic("HC107", message, there, help=known_as.instead), known_as.path)
     if found := [home for home in homes().get(name, ()) if home[:-1] != _without_indices(parent)]:
