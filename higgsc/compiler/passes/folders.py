@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-from higgsc.compiler.diagnostics import Diagnostic, Sink
+from higgsc.compiler.diagnostics import Sink
 from higgsc.compiler.ir import Ir
 
 
@@ -13,7 +11,6 @@ def folders(ir: Ir, sink: Sink) -> Ir:
 
     The points of a sweep share neither: a given output gets a folder for each of them.
     """
-    _refuse_shell(ir, sink)
     output = ir.spec.output
     if output is None:
         ir = ir.derive("output", f"runs/{ir.spec.name}", "runs/<name>", by="folders", inputs=("name",))
@@ -25,28 +22,3 @@ def folders(ir: Ir, sink: Sink) -> Ir:
     if ir.spec.data.store is None:
         return ir.derive("data.store", f"{ir.text('output')}/store", "<output>/store", by="folders", inputs=("output",))
     return ir.derive("data.store", ir.spec.data.store.rstrip("/"), "as given", by="folders")
-
-
-def _refuse_shell(ir: Ir, sink: Sink) -> None:
-    """Report paths with `~` or `$NAME`: nothing expands them, so a folder of that very name would be made."""
-    spec = ir.spec
-    paths = {
-        "output": spec.output,
-        "data.store": spec.data.store,
-        "model.base": spec.model.base,
-        "model.audio_tokenizer": spec.model.audio_tokenizer,
-        **{f"data.train.{index}.path": source.path for index, source in enumerate(spec.data.train)},
-    }
-    for at, path in paths.items():
-        found = re.search(r"^~[^/]*|\$\{?[A-Za-z_][A-Za-z0-9_]*\}?", path or "")
-        if found is not None:
-            sink.add(
-                Diagnostic(
-                    "HC106",
-                    f"`{found[0]}` in `{at}` is not expanded: a spec means the same for everybody",
-                    ir.label(at),
-                    help=f"write the path out, or let the shell do it: `--set {at}={found[0]}/…`"
-                    if "train" not in at
-                    else "write the path out",
-                )
-            )

@@ -53,6 +53,10 @@ def lora_targets(ir: Ir, sink: Sink) -> Ir:
         if not matches[pattern] and not sink.full:
             _report(ir, sink, index, pattern, matches, len(unmatched))
     heads = [HEADS[head] for head in lora.heads]
+    if not patterns and not heads:
+        message = "`lora.targets` is empty, so that no module gets an adapter"
+        help_ = "leave it out, or write `targets: comprehensive`"
+        sink.add(Diagnostic("HC503", message, ir.label("lora.targets"), help=help_))
     modules = {name for names in matches.values() for name in names} | set(heads)
     parameters = sum(lora.rank * (linear[name][0] + linear[name][1]) for name in modules)
     targets = tuple(dict.fromkeys([name for p in patterns for name in _as_suffixes(p, matches[p])] + heads))
