@@ -12,8 +12,10 @@ from higgsc.compiler.compile import Compilation
 from higgsc.contract.outcome import ExitCode
 from higgsc.contract.receipts import write_atomically
 from higgsc.emit.build import builds_of
-from higgsc.emit.emitters import emit_all, sweep_file
-from higgsc.emit.write import Changes, compare, write
+from higgsc.emit.emitters import emit_all
+from higgsc.emit.points import SWEEP, former_points, sweep_files
+from higgsc.emit.shell import quote, quote_argv
+from higgsc.emit.write import Changes, compare, remove, write
 
 
 @click.command("build")
@@ -42,35 +44,56 @@ def command(
             failed = not _up_to_date(compilation) or failed
         else:
             _write(compilation, force=force)
-            click.echo(f"next: higgsc run {spec}")
+            click.echo(f"next: {_next(spec, output, site, overrides)}")
     if failed:
         sys.exit(ExitCode.DIAGNOSTICS)
 
 
 def _write(compilation: Compilation, *, force: bool) -> None:
-    sweep = len(compilation.compiled) > 1
+    folder = compilation.root / compilation.folder
+    beside = sweep_files(compilation)
+    if former := former_points(compilation):
+        for place in former:
+            remove(place)
+        if not beside:
+            (folder / SWEEP).unlink()
     for build in builds_of(compilation):
         files = emit_all(build)
-        folder = compilation.root / build.plan.build
-        changes = write(folder, files, force=force)
+        changes = write(compilation.root / build.plan.build, files, force=force)
         click.echo(headline(build.plan, build.ir))
-        if not sweep:
+        if not beside:
             click.echo(f"wrote {len(files)} files to {relative(folder)}{_listing(changes, len(files))}")
-    if sweep:
-        folder = compilation.root / compilation.folder
-        write_atomically(folder / "sweep.json", sweep_file(compilation), durable=False)
+    for name, text in beside.items():
+        write_atomically(folder / name, text, durable=False)
         click.echo(f"wrote {len(compilation.compiled)} points to {relative(folder)}")
 
 
 def _up_to_date(compilation: Compilation) -> bool:
     """Compare every build with the files on disk, and say what differs."""
+    folder = compilation.root / compilation.folder
     fine = True
     for build in builds_of(compilation):
-        folder = compilation.root / build.plan.build
-        changes = compare(folder, emit_all(build))
-        click.echo(_verdict(relative(folder), changes))
+        place = compilation.root / build.plan.build
+        changes = compare(place, emit_all(build))
+        click.echo(_verdict(relative(place), changes))
         fine = fine and not changes
+    for former in former_points(compilation):
+        click.echo(f"{relative(former)}: no longer a point of the sweep; run `higgsc build`")
+        fine = False
+    for name, text in sweep_files(compilation).items():
+        place = folder / name
+        if not place.is_file() or place.read_text("utf-8") != text:
+            click.echo(f"{relative(place)}: not what the spec says; run `higgsc build`")
+            fine = False
     return fine
+
+
+def _next(spec: Path, output: Path | None, site: str | None, overrides: tuple[str, ...]) -> str:
+    """The command that carries this very build out: the same spec with the same options."""
+    if output is not None:
+        return f"bash {quote(f'{output}/torchrun/run.sh')}"
+    options = [*(["--site", site] if site else []), *(word for text in overrides for word in ("--set", text))]
+    return quote_argv(["higgsc", "run", str(spec), *options])
 
 
 def _listing(changes: Changes, total: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -48,18 +49,21 @@ def for_type(node: Node, path: NodePath, expected: list[str]) -> Hint:
         word = str(value).lower()
         right = "true" if word in _YES else "false" if word in _NO else None
         return Hint(f"write `{right}`", right) if right else Hint("write `true` or `false`")
-    if path[-1:] == ("time_limit",) and isinstance(value, int | float):
+    if path[-1:] == ("time_limit",) and isinstance(value, int):
         return Hint(f'as hours: `"{value:g}:00:00"`; as minutes: `"0:{value:g}:00"`' if 0 < value < 60 else _DURATION)
     if "a string" in takes and isinstance(value, bool | int | float):
         return Hint(f'put it in quotes: `"{written}"`', f'"{written}"')
     if isinstance(value, float) and "a whole number" in takes:
         if value.is_integer() and abs(value) < 1e15:
             return Hint(f"write `{int(value)}`", str(int(value)))
+        if not set(written) & set(".eE"):
+            return Hint("write a number with fewer digits")
         if path[-1:] == ("warmup_steps",) and 0 < value < 1:
             return Hint("this is a number of optimizer steps, not a share of them; write `warmup_steps: 100`")
         return Hint("write it without a fraction")
     if isinstance(value, str) and takes & {"a number", "a whole number"}:
-        return _as_number(value, whole="a number" not in takes, quoted=written[:1] in "'\"")
+        example = "1e-4" if path[-1:] == ("learning_rate",) else "0.5"
+        return _as_number(value, whole="a number" not in takes, quoted=written[:1] in ("'", '"'), example=example)
     return Hint()
 
 
@@ -76,7 +80,7 @@ def _as_mapping(node: Node, path: NodePath) -> Hint:
     value, written, last = node.value, node.span.text, path[-1] if path else ""
     if may_be_null(path) and (value is False or str(value).lower() in ("no", "none", "off", "false", "nil")):
         return Hint(f"`{last}: null` switches it off", "null")
-    if value is True:
+    if value is True and last in ("lora", "checkpoint", "loss", "merge", "evaluate"):
         return Hint("take the line out: it is on by itself")
     if isinstance(value, str) and (glued := re.match(r"([A-Za-z_]+)[:=](?=\S)", value)):
         return Hint(f"a space is missing after the colon: `{glued[1]}: {value[glued.end() :]}`")
@@ -92,8 +96,12 @@ def _as_mapping(node: Node, path: NodePath) -> Hint:
         return Hint(f"write `{{family: higgs-audio-v2, base: {written}}}`")
     if last == "lora" and (value is False or value == "full"):
         return Hint("training is always LoRA; take the line out")
+    if last == "lora" and isinstance(value, int):
+        return Hint(f"write `{{rank: {written}}}`")
     if last == "checkpoint" and isinstance(value, int):
         return Hint(f"write `{{every_steps: {written}}}`")
+    if last == "merge" and value in ("best", "last"):
+        return Hint(f"write `{{select: {written}}}`", f"{{select: {written}}}")
     if last == "parallelism" and isinstance(value, str | int):
         return Hint("write `{replicate: auto, shard: 1}`")
     return Hint(f"write `{last}: {{key: value}}`, or its keys below it, indented" if isinstance(last, str) else None)
@@ -105,7 +113,7 @@ def _as_list(node: Node, path: NodePath, words: list[str]) -> Hint:
         braces = written.startswith("{") and "\n" not in written
         return Hint(f"put it into a list: `[{written}]`" if braces else "put `- ` before its first key")
     if not isinstance(value, str):
-        return Hint(f"put it into a list: `[{written}]`")
+        return Hint(f"write a list such as `{_LISTS[last]}`" if last in _LISTS else None)
     if path == ("data", "train"):
         return Hint(f"write `[{{path: {written}}}]`", f"[{{path: {written}}}]")
     if path == ("lora", "targets"):
@@ -113,13 +121,22 @@ def _as_list(node: Node, path: NodePath, words: list[str]) -> Hint:
             return Hint("write `comprehensive`: attention and both FFN paths", "comprehensive")
         if match := typo_of(value, words):
             return Hint(f"did you mean `{match}`?", match)
-    entries = [entry for entry in re.split(r"[,\s]+", value) if entry]
+    entries = [entry for entry in re.split(r"[,;|\s]+", value) if entry]
     listed = f"[{', '.join(entries)}]"
     safe = bool(entries) and all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", entry) for entry in entries)
     return Hint(f"put it into a list: `{listed}`", listed if safe and last != "train" else None)
 
 
-def _as_number(value: str, *, whole: bool, quoted: bool) -> Hint:
+_LISTS: dict[str | int, str] = {
+    "train": "[{path: data/train_chatml.json}]",
+    "targets": "[self_attn.q_proj, self_attn.v_proj]",
+    "heads": "[audio]",
+    "secrets": "[HF_TOKEN]",
+}
+"""What to write for a list."""
+
+
+def _as_number(value: str, *, whole: bool, quoted: bool, example: str) -> Hint:
     """The number in a string that people take for one."""
     text = "".join(str(unicodedata.digit(c)) if c.isdigit() and c.isdecimal() else c for c in value.strip())
     text = re.sub("[‐‑‒–—−]", "-", text)
@@ -134,13 +151,13 @@ def _as_number(value: str, *, whole: bool, quoted: bool) -> Hint:
         return Hint(f"write `{plain}`, without separators", plain if whole else None)
     if re.fullmatch(r"[0-9]+,[0-9]+", text) and not whole:
         return Hint(f"write `{text.replace(',', '.')}`, with a point", text.replace(",", "."))
-    if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?%", text):
+    if not whole and (match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?%", text)):
         return Hint(f"write a share, not per cent: `{_share(float(match[1]))}`")
     if match := re.fullmatch(r"([0-9]+)k", text.lower()):
         return Hint(f"write `{match[1]}000`", f"{match[1]}000")
-    if match := re.fullmatch(r"([0-9.]+) ?[*x×·]? ?10\^?(-[0-9]+)", text):
+    if not whole and (match := re.fullmatch(r"([0-9.]+) ?[*x×·] ?10\^?(-[0-9]+)", text)):
         return Hint(f"write `{match[1]}e{match[2]}`")
-    return Hint("write a whole number such as `100`" if whole else "write a number such as `1e-4`")
+    return Hint("write a whole number such as `100`" if whole else f"write a number such as `{example}`")
 
 
 def _share(per_cent: float) -> str:
@@ -151,6 +168,8 @@ def for_bound(node: Node, path: NodePath, low: float | None, high: float | None)
     """For a number that is too small (`low` is the bound) or too large (`high` is)."""
     value, written = node.value, node.span.text
     last = path[-1] if path else ""
+    if isinstance(value, float) and not math.isfinite(value):
+        return Hint("write `1e9`, which no gradient reaches" if last == "max_grad_norm" else "write a number")
     if not isinstance(value, int | float) or high is None:
         return Hint()
     if last == "learning_rate":
@@ -169,7 +188,7 @@ def for_pattern(node: Node, path: NodePath) -> Hint:
     if not isinstance(value, str):
         return Hint()
     last = path[-1] if path else ""
-    if value[:1] in _QUOTES or value[-1:] in _QUOTES:
+    if value and (value[0] in _QUOTES or value[-1] in _QUOTES):
         return Hint(f"quotes of this kind are part of the value; write `{value.strip(_QUOTES)}`")
     if last == "time_limit":
         return Hint(f'write `"{found}"`' if (found := _duration(value)) else _DURATION)
@@ -195,4 +214,6 @@ def _duration(text: str) -> str | None:
     hours = f"{rest // 3600:02}:{rest // 60 % 60:02}:{rest % 60:02}"
     if seconds % 86400 == 0 and days == 1:
         return "24:00:00"
+    if days > 999:
+        return None  # Slurm's notation ends there
     return f"{days}-{hours}" if days else hours

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import types
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, get_args
@@ -64,15 +64,16 @@ def unknown_key(tree: Node, path: NodePath) -> Unknown:
     if (glued := re.fullmatch(r"([A-Za-z_]+):(\S.*)", name)) and glued[1] in known and node.value is None:
         spaced = f"{glued[1]}: {glued[2]}"
         return say((*parent, glued[1]), f"a space is missing after the colon: `{spaced}`", fix=spaced)
-    if "." in name and (nested := _nested(name, node)) is not None:
-        return say((*parent, *name.split(".")), nested)
+    if node.value is None and name.isdecimal():
+        found_here = "in braces a comma ends a value: write a number without one, `1000`, or with a point, `0.5`"
+        return say(None, found_here)
+    if len(dots := re.split(r"[.:]", name)) > 1:
+        return _dotted_key(tuple(dots), node, parent, say)
     plain = " ".join(unicodedata.normalize("NFKC", name).split())
     if plain != name and plain in known:
-        odd = next(c for c in name if unicodedata.normalize("NFKC", c) != c or c.isspace())
-        return say(
-            (*parent, plain),
-            f"write `{plain}`: the key holds U+{ord(odd):04X}, which only looks like a space or letter",
-        )
+        odd = next((c for c in name if unicodedata.normalize("NFKC", c) != c or (c.isspace() and c != " ")), None)
+        why = f"the key holds U+{ord(odd):04X}, which only looks like a space or letter" if odd else "without blanks"
+        return say((*parent, plain), f"write `{plain}`: {why}" if odd else f"write `{plain}`, {why}")
     if (advised := advice(parent, name, node)) is not None:
         return say((*parent, advised[1]) if advised[1] is not None else None, advised[0])
     if (other := synonym(parent, name)) is not None:
@@ -148,13 +149,27 @@ def _belongs(tree: Node, parent: NodePath, name: str, found: list[NodePath]) -> 
     return f"move it to `{dotted(home[:-1])}`"
 
 
-def _nested(name: str, node: Node) -> str | None:
-    """For a dotted key in a file: the same as mappings; None if the schema has no such path."""
-    words = tuple(name.split("."))
-    if words not in homes().get(words[-1], ()):
-        return None
+def _dotted_key(words: tuple[str, ...], node: Node, parent: NodePath, say: Callable[..., Unknown]) -> Unknown:
+    """For a key such as `lora.rank` or `lora:rank` in a file: the same as mappings, if the schema has such a path."""
+    path = (*_without_indices(parent), *words)
+    if path in homes().get(words[-1], ()):
+        return say(path, _nested(words, node))
+    if below := [home for home in homes().get(words[-1], ()) if home[: len(path) - 1] == path[:-1]]:
+        return say(None, f"did you mean {_or_paths(below)}? keys are nested: write `{_braces(below[0], '…')}`")
+    every = {dotted(home): home for homes_of in homes().values() for home in homes_of}
+    if (match := closest(dotted(path), every, cutoff=0.85)) is not None:
+        return say(None, f"did you mean `{match}`? keys are nested: write `{_braces(every[match], '…')}`")
+    return say(None, "keys are nested here, as in `lora: {rank: 16}`")
+
+
+def _nested(words: NodePath, node: Node) -> str:
     value = node.span.text if not isinstance(node.value, Mapping | tuple) and len(node.span.text) < 60 else "…"
-    return f"keys are nested here: write `{words[0]}: {'{'}{': {'.join(words[1:])}: {value}{'}' * (len(words) - 1)}`"
+    return f"keys are nested here: write `{_braces(words, value)}`"
+
+
+def _braces(words: NodePath, value: str) -> str:
+    """`lora: {rank: 16}` for a path and a value."""
+    return ": {".join(map(str, words)) + f": {value}" + "}" * (len(words) - 1)
 
 
 def _or_paths(paths: list[NodePath]) -> str:

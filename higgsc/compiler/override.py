@@ -81,7 +81,9 @@ def _value(source: SourceFile, start: int, sink: Sink) -> Node | None:
     if tree is None:
         place = Label(Span(source, start, len(source.text)))
         (first, *_) = inner.diagnostics
-        sink.add(Diagnostic("HC202", f"the value is {first.message}", place, help=first.help))
+        message = first.message
+        message = f"the value is {message}" if message.startswith("not ") else f"in the value: {message}"
+        sink.add(Diagnostic("HC202", message, place, help=first.help))
         return None
     node = tree.get("value")
     if len(tree.plain()) > 1:

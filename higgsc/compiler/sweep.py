@@ -18,7 +18,11 @@ from higgsc.compiler.source import Node
 from higgsc.compiler.sweep_axes import Axis, axes_of
 
 MAX_POINTS = 10_000
+MAX_KEYS = 100
+MAX_KEY_TEXT = 1000
 MAX_NAME = 64
+_FIXED = ("apiVersion", "extends", "name", "site", "sweep")
+"""Keys that have done their work, or get their value, when the points are made: a sweep over them does nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ reading then). The mistake usually is at the context: a bracket that is never cl
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 import yaml
 
@@ -118,15 +119,15 @@ def _quote(source: SourceFile, problem: str, context: str, at: int, opened: int)
     # A quote that was opened by mistake ends at the next one, and the parser stumbles over what follows that.
     if source.text[at - 1 : at] and (start := _long_quote(source, at)) is not None:
         return _never_closed(source, start, at)
-    _, line = _raw_line(source, at)
     before = source.text[source.line_starts[source.line_of(at)] : at].rstrip()
-    if problem.startswith("did not find expected") and before[-1:] in "'\"" and before[-1:]:
+    if problem.startswith("did not find expected") and before.endswith(("'", '"')):
+        inside = "''" if before[-1] == "'" else '\\"'
         return _say(
             source,
             "something stands behind the closing quote",
             at,
             at + 1,
-            f"quotes go around the whole value: {_cut(line)}",
+            f"quotes go around the whole value; one inside it is written `{inside}`",
         )
     return None
 
@@ -142,19 +143,21 @@ def _never_closed(source: SourceFile, opened: int, at: int) -> Diagnostic:
 
 
 def _long_quote(source: SourceFile, at: int) -> int | None:
-    """The start of a quoted value of several lines that ends on the line of `at`, if there is one."""
+    """The start of a quoted value of several lines that ends on the line of `at`, if there is one.
+
+    The text is known to be broken, so that reading its tokens again ends in the error that is being explained; the
+    tokens before it are what is asked for.
+    """
     line = source.line_of(at)
     found = None
-    try:
+    with suppress(yaml.YAMLError):
         for token in yaml.scan(source.text, Loader=yaml.CSafeLoader):
             if token.start_mark.line > line:
                 break
-            if isinstance(token, yaml.ScalarToken) and token.style in ("'", '"'):
-                spans_lines = token.start_mark.line < token.end_mark.line
-                if spans_lines and token.end_mark.line == line:
-                    found = source.offset(token.start_mark.line, token.start_mark.column)
-    except yaml.YAMLError:
-        pass
+            if not isinstance(token, yaml.ScalarToken) or token.style not in ("'", '"'):
+                continue
+            if token.start_mark.line < token.end_mark.line == line:
+                found = source.offset(token.start_mark.line, token.start_mark.column)
     return found
 
 
@@ -170,6 +173,8 @@ def _bracket(source: SourceFile, problem: str, context: str, at: int, opened: in
         help_ = f"`{bracket}` is closed by `{closing}`"
         return _say(source, f"`{found}` where `{closing}` is due", at, at + 1, help_)
     same_line = source.line_of(at) == source.line_of(opened)
+    if same_line and found == ":":
+        return _say(source, "a second colon in one entry", at, at + 1, 'quote a value with a colon: `"a: b"`')
     _, line = _raw_line(source, at)
     indent = len(line) - len(line.lstrip())
     _, opening_line = _raw_line(source, opened)
@@ -212,6 +217,10 @@ def _colon(source: SourceFile, problem: str, at: int, opened: int) -> Diagnostic
     if above is not None and (fixed := _with_colon(above[1])) is not None:
         key = above[0] + len(above[1]) - len(above[1].lstrip())
         return _say(source, fixed[0], key, above[0] + len(above[1].rstrip()), f"write `{fixed[1]}`")
+    if above is not None and re.fullmatch(r"\s*(?:- )*[A-Za-z_][\w.-]*\s*", above[1]):
+        key = above[0] + len(above[1]) - len(above[1].lstrip())
+        help_ = "a key is followed by a colon and a space: `key: value`"
+        return _say(source, "a key without a colon", key, above[0] + len(above[1].rstrip()), help_)
     return None
 
 
@@ -228,6 +237,9 @@ def _with_colon(line: str) -> tuple[str, str] | None:
 def _indentation(source: SourceFile, problem: str, at: int) -> Diagnostic | None:
     start, line = _raw_line(source, at)
     indent = len(line) - len(line.lstrip())
+    if "expected key" in problem and line[indent : indent + 2] == "- " and at == start + indent:
+        help_ = "indent it below the key of the list, or write `key: [a, b]`"
+        return _say(source, "an entry of a list between keys", at, start + len(line.rstrip()), help_)
     above = _line_above(source, at)
     if above is None or not ("mapping values" in problem or "expected key" in problem or "expected '-'" in problem):
         return None

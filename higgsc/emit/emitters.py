@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from hashlib import sha256
 
-from higgsc.compiler.compile import Compilation
 from higgsc.emit.build import LOCK, Build
 from higgsc.emit.documents import job_files, plan_file, report, resolved
 from higgsc.emit.slurm import slurm
@@ -26,20 +25,12 @@ def emit_all(build: Build) -> dict[str, str]:
     return {**files, LOCK: _lock(build, files)}
 
 
-def sweep_file(compilation: Compilation) -> str:
-    """`sweep.json`: the points with their values, as a table for programs."""
-    points = [
-        {"name": made.plan.name, "build": made.plan.build, "run": made.plan.run, "values": dict(made.values)}
-        for made in compilation.compiled
-    ]
-    return json.dumps({"schema": "higgsc.sweep/v1", "points": points}, indent=2, ensure_ascii=False) + "\n"
-
-
 def _lock(build: Build, files: dict[str, str]) -> str:
     """sha256 of everything that the build read and wrote."""
     lock = {
         "schema": "higgsc.lock/v1",
         "compiler": build.plan.compiler,
+        "spec": build.plan.spec,
         "overrides": build.overrides,
         "inputs": {source.name: _digest(source.text) for source in sorted(build.sources, key=lambda s: s.name)},
         "outputs": {path: _digest(text) for path, text in sorted(files.items())},

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.receipts import write_atomically
@@ -67,11 +68,12 @@ def write(folder: Path, files: Mapping[str, str], *, force: bool = False) -> Cha
         force: Whether to overwrite what was edited by hand.
 
     Raises:
-        StepError: Files were edited by hand, and `force` is not given (1); nothing is written then. The message
-            shows what would be lost.
+        StepError: The folder holds something else (2), or another spec's build (1, but for `force`), or files were
+            edited by hand (1, but for `force`); nothing is written then. The message shows what would be lost.
     """
     if not folder.exists():
         return _write_new(folder, files)
+    _refuse_what_is_not_ours(folder, files, force=force)
     changes = compare(folder, files)
     if changes.edited and not force:
         raise StepError(
@@ -88,6 +90,50 @@ def write(folder: Path, files: Mapping[str, str], *, force: bool = False) -> Cha
     if LOCK in changes.all:
         _write_file(folder / LOCK, files[LOCK])
     return changes
+
+
+def remove(folder: Path) -> None:
+    """Delete a build, as long as it is nothing but that.
+
+    Raises:
+        StepError: Files in it were edited or added by hand (1); nothing is deleted then.
+    """
+    written = _lock_of(folder)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != LOCK and written.get(name) != sha256(path.read_bytes()).hexdigest():
+            raise StepError(
+                f"this build is no longer part of the spec, but {name} was edited by hand",
+                code=ExitCode.DIAGNOSTICS,
+                path=folder,
+                help="move what you need elsewhere, and remove the folder",
+            )
+    shutil.rmtree(folder)
+
+
+def _refuse_what_is_not_ours(folder: Path, files: Mapping[str, str], *, force: bool) -> None:
+    """A build goes into an empty folder, or into one of an earlier build of the same spec."""
+    if not folder.is_dir():
+        raise StepError("is no folder", code=ExitCode.USAGE, path=folder)
+    lock = folder / LOCK
+    if not lock.is_file():
+        strange = next((p for p in sorted(folder.iterdir()) if not any(f.split("/")[0] == p.name for f in files)), None)
+        if strange is not None:
+            raise StepError(
+                f"holds {strange.name} and no {LOCK}, so it is not the folder of a build",
+                code=ExitCode.USAGE,
+                path=folder,
+                help="name an empty folder, or one that is not there yet",
+            )
+        return
+    other, ours = _read_lock(lock).get("spec"), json.loads(files[LOCK])["spec"]
+    if other != ours and not force:
+        raise StepError(
+            f"was built from {other}, not from {ours}",
+            code=ExitCode.DIAGNOSTICS,
+            path=folder,
+            help="give one of the two specs another `name`, or build with --force to replace that build",
+        )
 
 
 def _write_new(folder: Path, files: Mapping[str, str]) -> Changes:
@@ -130,8 +176,15 @@ def _lock_of(folder: Path) -> dict[str, str]:
     lock = folder / LOCK
     if not lock.is_file():
         return {}
+    outputs = _read_lock(lock)["outputs"]
+    return {str(path): str(digest) for path, digest in outputs.items() if ".." not in Path(path).parts}
+
+
+def _read_lock(lock: Path) -> dict[str, Any]:
     try:
-        outputs = json.loads(lock.read_text("utf-8"))["outputs"]
-        return {str(path): str(digest) for path, digest in outputs.items() if ".." not in Path(path).parts}
-    except (ValueError, KeyError, AttributeError) as error:
+        content = json.loads(lock.read_text("utf-8"))
+        if not isinstance(content["outputs"], dict):
+            raise TypeError("outputs")
+    except (ValueError, KeyError, TypeError) as error:
         raise StepError(f"not a lock file of higgsc ({error})", path=lock, help="remove it and build again") from error
+    return dict(content)

@@ -21,7 +21,8 @@ from higgsc.compiler.source import parse
 from higgsc.contract.jobs import load_job
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.emit.build import builds_of
-from higgsc.emit.emitters import emit_all, sweep_file
+from higgsc.emit.emitters import emit_all
+from higgsc.emit.points import sweep_files
 from higgsc.emit.shell import comment, must_be_set, quote, quote_argv
 from higgsc.emit.write import compare, write
 from higgsc.launch.built import load_plan
@@ -49,7 +50,8 @@ def test_the_committed_build_is_what_the_spec_says(spec: Path) -> None:
         changes = compare(ROOT / build.plan.build, emit_all(build))
         assert not changes, "run `higgsc build specs/*.yaml` and commit generated/"
     if len(compilation.compiled) > 1:
-        assert (ROOT / compilation.folder / "sweep.json").read_text("utf-8") == sweep_file(compilation)
+        for name, text in sweep_files(compilation).items():
+            assert (ROOT / compilation.folder / name).read_text("utf-8") == text
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.stem)

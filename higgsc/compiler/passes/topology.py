@@ -70,7 +70,7 @@ def _refuse(ir: Ir, sink: Sink, message: str, path: str, world: int) -> None:
 def _gpu_instead(name: str) -> str | None:
     """The GPU that was meant by a name that is none: with its memory left out, or with more words than needed."""
     plain = name.casefold().replace("-", "").replace("_", "")
-    sizes = [gpu for gpu in GPUS if gpu.casefold().startswith(f"{name.casefold()}-")]
+    sizes = [gpu for gpu in GPUS if len(name) > 1 and gpu.casefold().startswith(name.casefold())]
     if sizes:
         return f"write {' or '.join(f'`{gpu}`' for gpu in sizes)}"
     within = [gpu for gpu in GPUS if plain.startswith(gpu.casefold().replace("-", ""))]
