@@ -13,6 +13,7 @@ from higgsc.compiler.source import Node, NodePath
 from higgsc.compiler.spelling import typo_of
 
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_TEMPLATE = re.compile(r"\$\{?[A-Za-z_]|\{\{|\{%|<%")
 _YES, _NO = ("yes", "on", "y", "true", "1"), ("no", "off", "n", "false", "0")
 _QUOTES = "“”„‟‘’‚‛«»‹›＂＇`´"
 _UNITS = {
@@ -39,6 +40,8 @@ def for_type(node: Node, path: NodePath, expected: list[str]) -> Hint:
     """
     value, written = node.value, node.span.text
     takes = set(expected)
+    if value is None and written:
+        return Hint("take the line out for the default, or write a value")
     if value is None:
         return _for_empty(path, takes)
     if "a mapping" in takes and not isinstance(value, Mapping):
@@ -50,7 +53,10 @@ def for_type(node: Node, path: NodePath, expected: list[str]) -> Hint:
         right = "true" if word in _YES else "false" if word in _NO else None
         return Hint(f"write `{right}`", right) if right else Hint("write `true` or `false`")
     if path[-1:] == ("time_limit",) and isinstance(value, int):
-        return Hint(f'as hours: `"{value:g}:00:00"`; as minutes: `"0:{value:g}:00"`' if 0 < value < 60 else _DURATION)
+        days, rest = divmod(value, 1440)
+        minutes = f"{f'{days}-' if days else ''}{rest // 60:02}:{rest % 60:02}:00"
+        hours = f"{value}:00:00" if value < 1000 else f"{value // 24}-{value % 24:02}:00:00"
+        return Hint(f'as hours: `"{hours}"`; as minutes: `"{minutes}"`' if 0 < value < 24_000 else _DURATION)
     if "a string" in takes and isinstance(value, bool | int | float):
         return Hint(f'put it in quotes: `"{written}"`', f'"{written}"')
     if isinstance(value, float) and "a whole number" in takes:
@@ -59,9 +65,15 @@ def for_type(node: Node, path: NodePath, expected: list[str]) -> Hint:
         if not set(written) & set(".eE"):
             return Hint("write a number with fewer digits")
         if path[-1:] == ("warmup_steps",) and 0 < value < 1:
-            return Hint("this is a number of optimizer steps, not a share of them; write `warmup_steps: 100`")
+            return Hint("write optimizer steps, a whole number; `higgsc plan` says how many an epoch has")
         return Hint("write it without a fraction")
     if isinstance(value, str) and takes & {"a number", "a whole number"}:
+        if _TEMPLATE.search(value):
+            return Hint(f"there are no templates here: write the value, or `--set {'.'.join(map(str, path))}=…`")
+        if path[-1:] == ("replicate",):
+            return Hint("write `auto`: the GPUs that `shard` leaves")
+        if unit := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(epochs?|steps?|samples?|s|sec|seconds?)", value):
+            return Hint(f"write `{unit[1]}`, without the unit")
         example = "1e-4" if path[-1:] == ("learning_rate",) else "0.5"
         return _as_number(value, whole="a number" not in takes, quoted=written[:1] in ("'", '"'), example=example)
     return Hint()
@@ -92,6 +104,8 @@ def _as_mapping(node: Node, path: NodePath) -> Hint:
         )
     if len(path) == 3 and path[:2] == ("data", "train") and isinstance(value, str):
         return Hint(f"write `{{path: {written}}}`", f"{{path: {written}}}")
+    if path == ("data", "validation") and isinstance(value, str):
+        return Hint("held-out samples come from `data.train`: write `{fraction: 0.02}`")
     if last == "model" and isinstance(value, str):
         return Hint(f"write `{{family: higgs-audio-v2, base: {written}}}`")
     if last == "lora" and (value is False or value == "full"):
@@ -103,7 +117,7 @@ def _as_mapping(node: Node, path: NodePath) -> Hint:
     if last == "merge" and value in ("best", "last"):
         return Hint(f"write `{{select: {written}}}`", f"{{select: {written}}}")
     if last == "parallelism" and isinstance(value, str | int):
-        return Hint("write `{replicate: auto, shard: 1}`")
+        return Hint("`{shard: 8}` divides the weights between eight GPUs (FSDP); without it each holds all of them")
     return Hint(f"write `{last}: {{key: value}}`, or its keys below it, indented" if isinstance(last, str) else None)
 
 
@@ -182,15 +196,30 @@ def for_bound(node: Node, path: NodePath, low: float | None, high: float | None)
     return Hint()
 
 
+_FILLED: dict[str | int, str] = {
+    "name": "arabic",
+    "path": "data/train_chatml.json",
+    "output": "runs/arabic",
+    "partition": "gpu",
+}
+"""What a string that is empty could be."""
+
+
 def for_pattern(node: Node, path: NodePath) -> Hint:
     """For a string that does not have the form of its key."""
     value = node.value
     if not isinstance(value, str):
         return Hint()
     last = path[-1] if path else ""
+    if not value.strip():
+        return Hint(f"it is empty: write `{last}: {_FILLED[last]}`" if last in _FILLED else "it is empty: take it out")
     if value and (value[0] in _QUOTES or value[-1] in _QUOTES):
         return Hint(f"quotes of this kind are part of the value; write `{value.strip(_QUOTES)}`")
     if last == "time_limit":
+        if value.lower() in ("unlimited", "infinite", "none"):
+            return Hint(f"a job needs a limit; {_DURATION}")
+        if re.fullmatch(r"([0-9]+-)?[0-9]+:([6-9][0-9]|[0-9]+:[6-9][0-9]|[6-9][0-9]:[0-9]+)", value):
+            return Hint('minutes and seconds go to 59; write `"2:30:00"` for two and a half hours')
         return Hint(f'write `"{found}"`' if (found := _duration(value)) else _DURATION)
     if path[:1] == ("secrets",):
         plain = re.sub(r"[^A-Za-z0-9_]+", "_", value).strip("_").upper()
@@ -198,7 +227,9 @@ def for_pattern(node: Node, path: NodePath) -> Hint:
     if last in ("name", "profile", "partition", "account", "qos"):
         plain = re.sub(r"[^A-Za-z0-9._]+", "-", value).strip("-._")[:64]
         return Hint(f"`{plain}` would do" if plain else "write it in Latin letters, `arabic-1`")
-    return Hint("write a path on one line" if value else "write a path, or take the line out")
+    if "\t" in value:
+        return Hint("in double quotes `\\t` is a tab: write the path with `/`")
+    return Hint("write a path on one line")
 
 
 def _duration(text: str) -> str | None:

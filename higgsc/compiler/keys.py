@@ -37,6 +37,10 @@ _EXAMPLES = {
 """What to write for a key that is missing."""
 
 
+_CYRILLIC = dict(zip("асеорхуіѕ", "aceopxyis", strict=True))
+"""Cyrillic letters that look like Latin ones."""
+
+
 @dataclass(frozen=True, slots=True)
 class Unknown:
     """What there is to say about an unknown key."""
@@ -74,6 +78,14 @@ def unknown_key(tree: Node, path: NodePath) -> Unknown:
         odd = next((c for c in name if unicodedata.normalize("NFKC", c) != c or (c.isspace() and c != " ")), None)
         why = f"the key holds U+{ord(odd):04X}, which only looks like a space or letter" if odd else "without blanks"
         return say((*parent, plain), f"write `{plain}`: {why}" if odd else f"write `{plain}`, {why}")
+    if (letters := _lookalike(name)) is not None:
+        meant = letters[1] if letters[1] in known else None
+        why = f"the key holds U+{ord(letters[0]):04X}"
+        return say((*parent, meant) if meant else None, f"write `{meant}`: {why}" if meant else f"take it out: {why}")
+    if (equals := re.fullmatch(r"([A-Za-z_]+)\s*=\s*(\S.*)", name)) and equals[1] in known and node.value is None:
+        return say((*parent, equals[1]), f"a key is followed by `:`, not by `=`: `{equals[1]}: {equals[2]}`")
+    if not parent and name == "base" and str(node.value).endswith((".yaml", ".yml")):
+        return say(None, "did you mean `extends`?")
     if (advised := advice(parent, name, node)) is not None:
         return say((*parent, advised[1]) if advised[1] is not None else None, advised[0])
     if (other := synonym(parent, name)) is not None:
@@ -98,8 +110,13 @@ def missing_key(tree: Node, path: NodePath, name: str) -> Diagnostic:
     """The diagnostic for a key that the mapping at `path` needs."""
     inside = f" in `{dotted(path)}`" if path else ""
     node, _ = tree.find(path)
-    place = node.place if path else _first_key(tree)
+    top = _first_key(tree)
+    place = node.place if path else top
+    if place.source is not top.source and (own := _own_key(tree, path, top)) is not None:
+        place = own
     example = f" {_EXAMPLES[name]}" if name in _EXAMPLES else ""
+    if name == "name" and not path and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", top.source.path.stem):
+        example = f" {top.source.path.stem}"
     return Diagnostic("HC102", f"missing key `{name}`{inside}", Label(place), help=f"add `{name}:{example}`")
 
 
@@ -211,12 +228,33 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _first_key(tree: Node) -> Span:
-    """A short place that stands for the whole spec: its first key."""
+    """A short place that stands for the whole spec: its first key, wherever merging has put it."""
     if isinstance(tree.value, Mapping):
-        for child in tree.value.values():
-            if child.key_span is not None and child.key_span.source is tree.span.source:
-                return child.key_span
+        own = [
+            child.key_span
+            for child in tree.value.values()
+            if child.key_span is not None and child.key_span.source is tree.span.source
+        ]
+        if own:
+            return min(own, key=lambda span: span.start)
     return tree.span
+
+
+def _own_key(tree: Node, path: NodePath, top: Span) -> Span | None:
+    """The deepest place along a path in the user's own file, where the value at its end is inherited."""
+    for end in range(len(path), 0, -1):
+        node, rest = tree.find(path[:end])
+        if not rest and node.place.source is top.source:
+            return node.place
+    return top
+
+
+def _lookalike(name: str) -> tuple[str, str] | None:
+    """A character that cannot be seen or told from a Latin letter, and the key without it."""
+    odd = next((c for c in name if unicodedata.category(c) == "Cf" or c in _CYRILLIC), None)
+    if odd is None:
+        return None
+    return odd, "".join(_CYRILLIC.get(c, c) for c in name if unicodedata.category(c) != "Cf")
 
 
 def dotted(path: NodePath) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.keys import bare_key
+from higgsc.compiler.limits import MAX_DEPTH
 from higgsc.compiler.position import COMMAND_LINE, SourceFile, Span
-from higgsc.compiler.source import MAX_DEPTH, Node, parse
+from higgsc.compiler.source import Node, parse
 
 
 def apply_overrides(tree: Node, overrides: tuple[str, ...], sink: Sink) -> Node:

@@ -107,6 +107,8 @@ def _wrong_type(node: Node, path: NodePath, errors: tuple[Any, ...]) -> Diagnost
         *(["`null`"] if may_be_null(path) and "null" not in expected and node.value is not None else []),
     ]
     hint = for_type(node, path, expected)
+    if node.value is None and node.span.text:
+        return _say("HC103", f"`{dotted(path)}` cannot be `{node.span.text}`; it takes {_or(takes)}", node, hint)
     if node.value is None:
         return _say("HC103", f"`{dotted(path)}` is empty; it takes {_or(takes)}", node, hint)
     return _say("HC103", f"`{dotted(path)}` takes {_or(takes)}, not {_shown(node)}", node, hint)
