@@ -18,6 +18,8 @@ _CARDS = {"3090": "RTX3090", "4090": "RTX4090", "5090": "RTX5090"}
 def for_hardware(node: Node) -> Hint:
     """For a value that is no hardware shape."""
     value = node.value
+    if value is None:
+        return Hint("write a shape, such as `8xH200`")
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 128:
         return Hint(f"write `{value}xH200`, or `1x{value}` if the type does not matter")
     if not isinstance(value, str):
@@ -34,6 +36,7 @@ def for_hardware(node: Node) -> Hint:
     if len(types) > 1 or len(counts) > 2 or shape_in(shape) is None:
         return Hint()
     same = re.sub(r"\s+", "", value).replace("×", "x").replace("*", "x").casefold() == shape.casefold()
+    same = same or (types == ["CPU"] and not counts)
     return Hint(f"write `{shape}`", shape if same else None)
 
 

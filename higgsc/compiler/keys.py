@@ -85,7 +85,7 @@ def unknown_key(tree: Node, path: NodePath) -> Unknown:
     if (equals := re.fullmatch(r"([A-Za-z_]+)\s*=\s*(\S.*)", name)) and equals[1] in known and node.value is None:
         return say((*parent, equals[1]), f"a key is followed by `:`, not by `=`: `{equals[1]}: {equals[2]}`")
     if not parent and name == "base" and str(node.value).endswith((".yaml", ".yml")):
-        return say(None, "did you mean `extends`?")
+        return say(("extends",), "did you mean `extends`?")
     if (advised := advice(parent, name, node)) is not None:
         return say((*parent, advised[1]) if advised[1] is not None else None, advised[0])
     if (other := synonym(parent, name)) is not None:
@@ -130,12 +130,23 @@ def bare_key(word: str, place: Span, *, alone: bool) -> Diagnostic | None:
     """
     if not alone or word in Experiment.model_fields:
         return None
-    found = homes().get(word, ())
+    found = homes().get(word, ()) or _everyday(word)
     if not found:
         return None
     fix = Edit(place, dotted(found[0])) if len(found) == 1 else None
     help_ = f"write {_or_paths(list(found))}" if len(found) == 1 else f"did you mean {_or_paths(list(found))}?"
     return Diagnostic("HC101", f"`{word}` is not the whole key", Label(place), help=help_, fix=fix)
+
+
+def _everyday(word: str) -> tuple[NodePath, ...]:
+    """Where an everyday word such as `lr` belongs."""
+    found = (
+        (*home, other)
+        for above in ("model", "data", "lora", "training", "checkpoint", "site")
+        for home in homes().get(above, ())
+        if (other := synonym(home, word)) is not None
+    )
+    return tuple(path for path in found if path[:-1] != ("model",))[:1]
 
 
 @lru_cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.ir import Ir
-from higgsc.compiler.position import Span
+from higgsc.compiler.position import COMMAND_LINE, Span
 
 
 def schedule(ir: Ir, sink: Sink) -> Ir:
@@ -72,6 +72,12 @@ def _need_one_length(ir: Ir, sink: Sink) -> None:
             )
         )
         return
+    if ir.label("training.steps").span.source.name == COMMAND_LINE:
+        _both_lengths(ir, sink, "add `--set training.epochs=null`")
+        return
+    if ir.label("training.epochs").span.source.name == COMMAND_LINE:
+        _both_lengths(ir, sink, "add `--set training.steps=null`")
+        return
     steps, epochs = ir.label("training.steps").span, ir.label("training.epochs").span
     # Which of the two is inherited: the one in another file than the spec itself.
     own = ir.spec_path
@@ -86,6 +92,12 @@ def _need_one_length(ir: Ir, sink: Sink) -> None:
             help="keep one of the two" if both else f"`{inherited}: null` takes the inherited length back",
         )
     )
+
+
+def _both_lengths(ir: Ir, sink: Sink, help_: str) -> None:
+    message = "`training` is given both in epochs and in steps"
+    other = Label(ir.label("training.epochs").span, "the other length")
+    sink.add(Diagnostic("HC320", message, ir.label("training.steps"), (other,), help=help_))
 
 
 def _need_held_out(ir: Ir, sink: Sink) -> None:
