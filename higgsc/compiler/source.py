@@ -136,12 +136,23 @@ def _file_instead(path: Path, asked_at: Span | None, root: Path | None) -> str |
         if (root / written).is_file():
             there = os.path.relpath(root / written, asked_at.source.path.parent)
             return f"paths in `extends` start at the file that holds them: `{there}`"
-    beside = sorted(other.name for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-    match = path.name + ".yaml" if path.name + ".yaml" in beside else closest(path.name, beside, cutoff=0.7)
-    if match is None:
+    if "=" in path.name:
+        return f"write `--set {path.name}`"
+    if asked_at is None:
+        for other in (path.with_name(f"{path.name}.yaml"), path.parent / "specs" / f"{path.stem}.yaml"):
+            if other.is_file() and path.suffix in ("", ".yaml", ".yml"):
+                return f"did you mean `{os.path.relpath(other, root or path.parent)}`?"
+    stems = {other.stem: other for other in sorted(path.parent.glob("*.y*ml"))} if path.parent.is_dir() else {}
+    match = (
+        path.name if path.name in stems else path.stem if path.stem in stems else closest(path.stem, stems, cutoff=0.75)
+    )
+    found = stems[match] if match is not None else None
+    if found is None and asked_at is not None and path.parent.is_dir():
+        found = next(iter(sorted(path.parent.glob(f"*/{path.name}"))), None)
+    if found is None:
         return None
-    shown = match if asked_at is None else str(Path(asked_at.text.strip("'\"")).parent / match)
-    return f"did you mean `{shown}`?"
+    start = asked_at.source.path.parent if asked_at is not None else root or path.parent
+    return f"did you mean `{os.path.relpath(found, start)}`?"
 
 
 def parse(source: SourceFile, sink: Sink) -> Node | None:
@@ -168,7 +179,9 @@ def parse(source: SourceFile, sink: Sink) -> Node | None:
                 "HC003",
                 f"a spec is a mapping of keys to values; {found}",
                 Label(Span(source, 0, 0) if root is None else _span(source, root)),
-                help="start with `apiVersion: higgsc/v1`",
+                help="start with `apiVersion: higgsc/v1`"
+                if source.path.parent.name != "sites"
+                else "start with `partition:` or another key of a site",
             )
         )
         return None

@@ -70,9 +70,7 @@ def _refuse(ir: Ir, sink: Sink, message: str, path: str, world: int) -> None:
     )
 
 
-_REAL = re.compile(
-    r"(?i)(nvidia|tesla|geforce|amd)?[- ]?((rtx)?(a|l|t|p|h|b|v|gb|gh)[0-9]{1,4}[a-z]?|rtx[- ]?[0-9]{4}|mi[0-9]{3}[a-z]*|tpu.*)"
-)
+_REAL = re.compile(r"(?i)(nvidia|tesla|amd)?-?((rtx-?)?[abhlptv][0-9]{1,4}s?|g[bh][0-9]{3}|rtx-?[0-9]{4}|mi[0-9]{3}x?)")
 """Names that GPUs have."""
 
 
