@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from math import prod
 from typing import Literal
 
@@ -25,6 +25,12 @@ tokens a second, the middle of the 30 to 40 that transcripts in several language
 real ones."""
 
 _FP32 = 4
+_LAYERS = "model.layers."
+_SHARED_INPUT = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}
+
+Route = Literal["all", "text", "audio"]
+"""Tokens that pass through a module: those of the row, or those of one of the two feed-forward networks."""
+_ROUTES: tuple[Route, ...] = ("all", "text", "audio")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +88,8 @@ class Setup:
     @cached_property
     def modules(self) -> Mapping[str, tuple[int, int]]:
         """Modules with an adapter: path to `(out, in)`."""
-        return {
-            name: sizes
-            for name, sizes in self.shape.linear_modules().items()
-            if any(name == target or name.endswith(f".{target}") for target in self.targets)
-        }
+        ends = tuple(f".{target}" for target in self.targets)
+        return {name: sizes for name, sizes in self.shape.linear_modules().items() if f".{name}".endswith(ends)}
 
     @property
     def base_itemsize(self) -> int:
@@ -101,6 +104,31 @@ class Setup:
     def adapter_parameters(self) -> int:
         """`r x (in + out)`, summed over the modules."""
         return self.rank * sum(map(sum, self.modules.values()))
+
+    @cached_property
+    def saved_by_adapters(self) -> Mapping[Route, int]:
+        """Bytes that the layers' adapters keep for the backward pass, for each token of a route.
+
+        A rank's worth of activations, `s r`, and the input, `s x in` (bf16: a copy of its own, because PEFT casts to
+        float32 and autocast back; fp32: shared by q, k, v and by gate, up, and o's is the attention's output). Dropout
+        above 0 keeps a one-byte mask and, in fp32, an output of its own. The heads see labelled positions only.
+        """
+        s, saved = self.base_itemsize, dict.fromkeys(_ROUTES, 0)
+        own_input = self.precision == "bf16" or self.dropout > 0
+        kept: set[str] = set()
+        for name, (_, inputs) in self.modules.items():
+            if not name.startswith(_LAYERS):
+                continue
+            parent, _, module = name.rpartition(".")
+            source = parent if module in _SHARED_INPUT else name
+            route: Route = "audio" if ".audio_mlp." in name else "text" if ".mlp." in name else "all"
+            saved[route] += s * self.rank
+            if own_input or (module != "o_proj" and source not in kept):
+                saved[route] += s * inputs
+            if self.dropout > 0:
+                saved[route] += inputs
+            kept.add(source)
+        return saved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,9 +162,9 @@ class Memory:
 def memory(setup: Setup, sample: Sample, samples: int) -> Memory:
     """Peak memory of a process that trains on rows of `samples` equal samples.
 
-    The largest of three moments: the last layer's feed-forward network in the forward pass, the loss, and the backward
-    pass of the final norm; or the optimizer step, which needs no activations but one more copy of the gradients (the
-    flat all-reduce buffer, or AdamW's denominator).
+    The largest of five moments: the first layer's all-gather; the last layer's feed-forward network in the forward
+    pass; the loss; the backward pass of the final norm; or the optimizer step, which needs no activations but one more
+    copy of the gradients (the flat all-reduce buffer, or AdamW's denominator).
     """
     state = _state(setup)
     gathered, all_gather = _gathered(setup)
@@ -148,6 +176,8 @@ def memory(setup: Setup, sample: Sample, samples: int) -> Memory:
         (_saved_by_norm(setup, sample, samples), _norm_working(setup, sample, samples)),
     ):
         moments.append(Memory(**state, gathered=gathered, activations=saved + kept, working=working + all_gather))
+    # With shards, before the first layer: what was gathered of the root unit and of the layer, and both their buffers.
+    moments.append(Memory(**{**state, "gradients": 0}, gathered=gathered, activations=0, working=gathered))
     gradients = _FP32 * setup.adapter_parameters // setup.shard
     moments.append(Memory(**{**state, "gradients": gradients}, gathered=0, activations=0, working=gradients))
     return max(moments, key=lambda moment: moment.total)
@@ -160,9 +190,10 @@ def _state(setup: Setup) -> dict[str, int]:
     bytes a parameter, are there only from the second micro-batch of a step on, and whole: FSDP2 scatters them after the
     last one.
     """
+    shape, (layer, root) = setup.shape, _layer_and_root(setup.shape)
     adapter = _FP32 * setup.adapter_parameters
     return {
-        "base": setup.base_itemsize * setup.shape.parameter_count() // setup.shard,
+        "base": setup.base_itemsize * (shape.layers * layer + root) // setup.shard,
         "adapter": adapter // setup.shard,
         "optimizer": 2 * adapter // setup.shard,
         "gradients": adapter if setup.accumulation > 1 else 0,
@@ -177,15 +208,19 @@ def _gathered(setup: Setup) -> tuple[int, int]:
     """
     if setup.shard == 1:
         return 0, 0
-    parameters = setup.shape.parameters()
-    prefix = "model.layers.0."
-    layer = setup.base_itemsize * sum(prod(size) for name, size in parameters.items() if name.startswith(prefix))
-    layer += _FP32 * setup.rank * sum(sum(size) for name, size in setup.modules.items() if name.startswith(prefix))
-    root = setup.base_itemsize * sum(
-        prod(size) for name, size in parameters.items() if not name.startswith("model.layers.")
-    )
-    heads = _FP32 * setup.rank * sum(sum(s) for name, s in setup.modules.items() if not name.startswith("model.layers"))
-    return root + heads + layer, layer
+    layer, root = (setup.base_itemsize * count for count in _layer_and_root(setup.shape))
+    first = f"{_LAYERS}0."
+    layer += _FP32 * setup.rank * sum(sum(size) for name, size in setup.modules.items() if name.startswith(first))
+    root += _FP32 * setup.rank * sum(sum(size) for name, size in setup.modules.items() if not name.startswith(_LAYERS))
+    return root + layer, layer
+
+
+@cache
+def _layer_and_root(shape: HiggsAudioV2Shape) -> tuple[int, int]:
+    """Parameters of a layer, and of what is no layer: embeddings, heads, final norm."""
+    sizes = {name: prod(size) for name, size in shape.parameters().items()}
+    root = sum(size for name, size in sizes.items() if not name.startswith(_LAYERS))
+    return (sum(sizes.values()) - root) // shape.layers, root
 
 
 def _saved_by_layers(setup: Setup, sample: Sample, samples: int) -> int:
@@ -195,10 +230,7 @@ def _saved_by_layers(setup: Setup, sample: Sample, samples: int) -> int:
     `3sf`; query, output, and key and value repeated for every query head, `4sa`; log-sum-exp, 4 bytes a head; four
     masks of one byte. Per row: the block mask as numbers, `s L^2`, made anew by every layer.
 
-    An adapter, per token that passes through it: `s r`, and its input, `s x in` (bf16: a copy of its own, because PEFT
-    casts to float32 and autocast back; fp32: shared by q, k, v and by gate, up, and o's is the attention's output).
-    Dropout above 0 keeps a one-byte mask and, in fp32, an output of its own. In bf16, autocast's copies of the
-    adapter's weights are kept as well, `2` bytes a parameter.
+    Adapters: `Setup.saved_by_adapters`, and in bf16 autocast's copies of their weights, `2` bytes a parameter.
 
     Source: the trace of `higgsc/train/trace.py`, and the code that it ran.
     """
@@ -208,28 +240,9 @@ def _saved_by_layers(setup: Setup, sample: Sample, samples: int) -> int:
     per_token += 4 * s * setup.attention_width + _FP32 * shape.attention_heads + 4
     saved = shape.layers * (tokens * per_token + s * tokens**2)
 
-    shared: set[tuple[str, str]] = set()
-    for name, (_, inputs) in setup.modules.items():
-        layer, _, module = name.rpartition(".")
-        if not name.startswith("model.layers."):
-            continue  # the heads see labelled positions only
-        through = _through(name, sample, samples)
-        saved += through * s * setup.rank
-        own_input = setup.precision == "bf16" or setup.dropout > 0
-        source = (layer, "in" if module in {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"} else module)
-        if own_input or (module != "o_proj" and source not in shared):
-            saved += through * s * inputs
-        if setup.dropout > 0:
-            saved += through * inputs
-        shared.add(source)
+    through: dict[Route, int] = {"all": sample.tokens, "text": sample.text, "audio": sample.audio_rows}
+    saved += sum(samples * through[route] * count for route, count in setup.saved_by_adapters.items())
     return saved + (2 * setup.adapter_parameters if setup.precision == "bf16" else 0)
-
-
-def _through(name: str, sample: Sample, samples: int) -> int:
-    """Tokens of a row that pass through a module: all of them, or those of its feed-forward network."""
-    if ".audio_mlp." in name:
-        return samples * sample.audio_rows
-    return samples * (sample.text if ".mlp." in name else sample.tokens)
 
 
 def _saved_by_norm(setup: Setup, sample: Sample, samples: int) -> int:

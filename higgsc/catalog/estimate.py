@@ -7,6 +7,7 @@ every output has to name until this trainer has been measured on a GPU.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from higgsc.catalog.costs import Memory, Sample, Setup, flops_per_token, memory
 from higgsc.catalog.gpus import Gpu
@@ -42,8 +43,21 @@ class Speed:
     """One optimizer step."""
     speech_hours_per_hour: float
     """Hours of target speech that all GPUs together train on in an hour."""
+    gpus: int
     total_hours: float | None
     """The whole training; None if its length is given in epochs, for the number of samples is not known."""
+
+    @property
+    def total_gpu_hours(self) -> float | None:
+        return None if self.total_hours is None else self.total_hours * self.gpus
+
+    @property
+    def assumption(self) -> str:
+        """What the figures rest on, in words; belongs beside every one of them."""
+        return (
+            f"{UTILISATION:.0%} of the GPU's peak is assumed, with clips of {self.target_seconds:g} s; "
+            "no run of this trainer has been measured"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +124,8 @@ def speed(setup: Setup, seconds: float, samples: int, gpu: Gpu, *, steps: int | 
     flops = flops_per_token(setup, keys=row, audio_share=sample.audio_rows / sample.tokens)
     tokens_per_second = gpu.bf16_tflops_dense * 1e12 * UTILISATION / flops
     step_seconds = setup.accumulation * row / tokens_per_second
-    samples_per_second = setup.replicate * setup.shard * tokens_per_second / sample.tokens
+    gpus = setup.replicate * setup.shard
+    samples_per_second = gpus * tokens_per_second / sample.tokens
     return Speed(
         sample=sample,
         target_seconds=seconds,
@@ -118,10 +133,12 @@ def speed(setup: Setup, seconds: float, samples: int, gpu: Gpu, *, steps: int | 
         tokens_per_second=tokens_per_second,
         step_seconds=step_seconds,
         speech_hours_per_hour=samples_per_second * seconds,
+        gpus=gpus,
         total_hours=None if steps is None else steps * step_seconds / 3600,
     )
 
 
+@lru_cache(maxsize=128)  # the points of a sweep, and the passes and files of a build, ask the same again
 def estimate(
     setup: Setup,
     *,
@@ -154,6 +171,16 @@ def estimate(
         speed=speed(setup, typical_seconds, samples, gpu, steps=steps) if gpu is not None and fast else None,
         unknown=unknown if gpu is None or fast else "the catalog knows no float32 peak",
     )
+
+
+def rounded(value: float) -> str:
+    """Two significant digits with thousands separators: an estimate should not look like a measurement."""
+    return f"{float(f'{value:.2g}'):,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def duration(hours: float) -> str:
+    """An estimated time for people: `35 min`, `1.8 h`, `120 h`."""
+    return f"{rounded(hours)} h" if hours >= 1 else f"{rounded(hours * 60)} min"
 
 
 def with_shards(setup: Setup, shard: int) -> Setup:

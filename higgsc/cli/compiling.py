@@ -12,10 +12,12 @@ import click
 
 from higgsc.compiler.compile import Compilation, compile_spec
 from higgsc.compiler.ir import Ir
+from higgsc.compiler.passes.memory import estimate_of
 from higgsc.compiler.plan import Plan
 from higgsc.compiler.presence import missing_files
 from higgsc.compiler.render.text import render_text
 from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.emit.prediction import memory_line
 
 
 def compile_and_report(
@@ -60,7 +62,7 @@ def composition_options(command: Command) -> Command:
 
 
 def headline(plan: Plan, ir: Ir) -> str:
-    """Two lines that say what a plan is: `arabic  8×H200 · LoRA comprehensive r=64 …`."""
+    """Three lines that say what a plan is: `arabic  8×H200 · LoRA comprehensive r=64 …`, its steps, its memory."""
     lora = ir.spec.lora
     targets = lora.targets if isinstance(lora.targets, str) else f"{len(lora.targets)} targets"
     trainable = ir.integer("lora.trainable_parameters")
@@ -73,7 +75,8 @@ def headline(plan: Plan, ir: Ir) -> str:
         ir.spec.precision,
         " × ".join(mesh),
     ]
-    return f"{plan.name}  {' · '.join(facts)}\n  {' → '.join(step.name for step in plan.steps)}"
+    steps = " → ".join(step.name for step in plan.steps)
+    return f"{plan.name}  {' · '.join(facts)}\n  {steps}\n  memory  {memory_line(estimate_of(ir))}"
 
 
 def relative(path: Path) -> str:

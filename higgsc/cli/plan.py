@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any
 
 import click
 
-from higgsc.catalog.estimate import RESERVE, UTILISATION, Estimate
+from higgsc.catalog.estimate import RESERVE, UTILISATION, Estimate, duration, rounded
 from higgsc.cli.compiling import compile_and_report, composition_options, headline
 from higgsc.compiler.compile import Compiled
 from higgsc.compiler.passes.memory import estimate_of
 from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.emit.prediction import gpu_hours
 
 PLAN_ESTIMATE = "higgsc.estimate/v1"
 TOLERANCE = 0.05
@@ -39,10 +41,12 @@ def command(
     compilation = compile_and_report(spec, site=site, overrides=overrides)
     if not compilation.compiled:
         sys.exit(ExitCode.DIAGNOSTICS)
+    estimates = [estimate_of(made.ir, seconds) for made in compilation.compiled]
+    traces: list[dict[str, Any] | None] = [None] * len(estimates)
+    if verify:
+        traces = [*_trace(list(zip(compilation.compiled, estimates, strict=True)))]
     documents = []
-    for made in compilation.compiled:
-        found = estimate_of(made.ir, seconds)
-        traced = _trace(made, found) if verify else None
+    for made, found, traced in zip(compilation.compiled, estimates, traces, strict=True):
         documents.append(_document(made, found, traced))
         if not as_json:
             lines = [headline(made.plan, made.ir), *_memory(found), *_speed(made, found)]
@@ -54,43 +58,34 @@ def command(
 
 
 def _memory(found: Estimate) -> list[str]:
-    need = found.memory.total / 1e9
-    if found.gpu is None:
-        first = f"{need:.1f} GB per process   no verdict: {found.unknown}"
-    else:
-        verdict = "fits" if found.fits else "does not fit"
-        first = (
-            f"{need:.1f} of {found.gpu.memory_bytes / 1e9:.0f} GB per GPU   {verdict}; "
-            f"up to {found.largest_tokens:,} tokens per micro-batch ({found.largest} samples) would"
-        )
     parts = " · ".join(f"{part} {count / 1e9:.1f}" for part, count in found.memory.parts.items() if count >= 5e7)
-    tokens = found.samples * found.longest.tokens
-    row = f"for {found.samples} of the longest samples allowed, {tokens:,} tokens"
+    row = f"for {found.samples} of the longest samples allowed, {found.samples * found.longest.tokens:,} tokens"
     reserve = "" if found.gpu is None else f"; {RESERVE:.0%} of the GPU stays free"
-    return [f"  memory  {first}", *([f"          {parts}"] if parts else []), f"          {row}{reserve}"]
+    return [*([f"          {parts}"] if parts else []), f"          {row}{reserve}"]
 
 
 def _speed(made: Compiled, found: Estimate) -> list[str]:
     speed = found.speed
     if speed is None:
         return [f"  speed   not known: {found.unknown}"]
-    gpus = made.ir.spec.hardware.world_size
+    price = made.ir.spec.site.price_per_gpu_hour
     lines = [
-        f"  speed   about {_round(speed.tokens_per_second)} tokens/s per GPU, {speed.step_seconds:.2g} s a step; "
-        f"{_round(speed.speech_hours_per_hour)} h of target speech an hour",
-        f"          a guess: {UTILISATION:.0%} of the GPU's peak is assumed, no run of this trainer has been measured;",
-        f"          clips of {speed.target_seconds:g} s ({speed.sample.tokens} tokens a sample), "
-        f"{speed.flops_per_token / 1e9:.1f} GFLOP a token",
+        f"  speed   about {rounded(speed.tokens_per_second)} tokens/s per GPU, {speed.step_seconds:.2g} s a step; "
+        f"{rounded(speed.speech_hours_per_hour)} h of target speech an hour",
+        f"          a guess: {speed.assumption}",
+        f"          {speed.sample.tokens} tokens a sample, {speed.flops_per_token / 1e9:.1f} GFLOP a token",
     ]
-    if speed.total_hours is not None:
-        hours = speed.total_hours
-        length = f"{made.ir.spec.training.steps:,} steps take about {hours:.2g} h, {hours * gpus:.2g} GPU-hours"
+    if speed.total_hours is not None and speed.total_gpu_hours is not None:
+        length = (
+            f"{made.ir.spec.training.steps:,} steps take about {duration(speed.total_hours)}: "
+            f"{gpu_hours(speed.total_gpu_hours, price)}"
+        )
     else:
         epochs = made.ir.spec.training.epochs
         hours = 1000 / speed.speech_hours_per_hour
         length = (
-            f"{hours:.2g} h ({hours * gpus:.2g} GPU-hours) for every 1,000 h of target speech and epoch, "
-            f"of which there are {epochs:g}; how much speech there is, the prepare step finds out"
+            f"{duration(hours)} for every 1,000 h of target speech and epoch, of which there are {epochs:g}: "
+            f"{gpu_hours(hours * speed.gpus, price)}; how much speech there is, the prepare step finds out"
         )
     return [*lines, f"  time    {length}"]
 
@@ -113,8 +108,8 @@ def _difference(found: Estimate, traced: dict[str, Any]) -> float:
     return float(found.memory.total / traced["total"] - 1)
 
 
-def _trace(made: Compiled, found: Estimate) -> dict[str, Any]:
-    """Trace the training in a process of its own, which may import torch.
+def _trace(points: Sequence[tuple[Compiled, Estimate]]) -> list[dict[str, Any]]:
+    """Trace trainings in a process of their own, which may import torch.
 
     Raises:
         ModuleNotFoundError: Without the extra `train`.
@@ -123,21 +118,25 @@ def _trace(made: Compiled, found: Estimate) -> dict[str, Any]:
     for module in ("torch", "transformers", "peft"):
         if find_spec(module) is None:
             raise ModuleNotFoundError(name=module)
-    request = {"train": made.plan.step("train").job.model_dump(mode="json"), **asdict(found.longest)}
+    requests = [
+        {"train": made.plan.step("train").job.model_dump(mode="json"), **asdict(found.longest)}
+        for made, found in points
+    ]
     with tempfile.TemporaryDirectory(prefix="higgsc-plan-") as folder:
         path = Path(folder) / "trace.json"
-        path.write_text(json.dumps(request), "utf-8")
+        path.write_text(json.dumps(requests), "utf-8")
         argv = [sys.executable, "-m", "higgsc.train.trace", str(path)]
         result = subprocess.run(argv, capture_output=True, text=True, check=False)
     if result.returncode:
         last = (result.stderr.strip().splitlines() or ["no output"])[-1]
         raise StepError(f"the trace failed: {last}", code=ExitCode.INTERNAL)
-    traced: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    traced: list[dict[str, Any]] = json.loads(result.stdout.splitlines()[-1])
     return traced
 
 
 def _document(made: Compiled, found: Estimate, traced: dict[str, Any] | None) -> dict[str, Any]:
-    ir = made.ir
+    ir, speed, price = made.ir, found.speed, made.ir.spec.site.price_per_gpu_hour
+    hours = None if speed is None else speed.total_gpu_hours
     document: dict[str, Any] = {
         "name": made.plan.name,
         "hardware": made.plan.hardware,
@@ -157,14 +156,17 @@ def _document(made: Compiled, found: Estimate, traced: dict[str, Any] | None) ->
             if found.largest is None
             else {"samples": found.largest, "tokens": found.largest_tokens},
         },
-        "speed": None if found.speed is None else {**asdict(found.speed), "assumed_utilisation": UTILISATION},
+        "speed": None
+        if speed is None
+        else {
+            **asdict(speed),
+            "total_gpu_hours": hours,
+            "total_cost": None if hours is None or price is None else hours * price,
+            "assumed_utilisation": UTILISATION,
+            "assumption": speed.assumption,
+        },
         "unknown": found.unknown,
     }
     if traced is not None:
         document |= {"traced": traced, "difference": _difference(found, traced)}
     return document
-
-
-def _round(value: float) -> str:
-    """Two significant digits with thousands separators: an estimate should not look like a measurement."""
-    return f"{float(f'{value:.2g}'):,.0f}" if value >= 10 else f"{value:.2g}"

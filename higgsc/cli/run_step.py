@@ -9,33 +9,48 @@ from pathlib import Path
 import click
 
 from higgsc.cli.quiet import quiet_libraries
-from higgsc.contract import jobs
+from higgsc.contract import jobs, stop
 from higgsc.contract.jobs import StepContext, load_job
-from higgsc.contract.outcome import StepResult
+from higgsc.contract.outcome import Interrupted, StepResult
 from higgsc.contract.receipts import receipt_path, write_receipt
+from higgsc.contract.state import write_state
 
 
 @click.command("run-step")
 @click.argument("job_file", type=click.Path(path_type=Path))
 def command(job_file: Path) -> None:
-    """Carry out JOB_FILE. Under torchrun, one process of it."""
+    """Carry out JOB_FILE. Under torchrun, one process of it.
+
+    A training that is asked to stop (SIGUSR2, SIGTERM, Ctrl-C, or a file `stop` in the run's folder) saves a
+    checkpoint and ends with exit code 0, but without a receipt; the same command goes on from there."""
+    stop.listen()  # before torch and transformers are imported, which takes seconds
     quiet_libraries()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     job = load_job(job_file)
+    if not isinstance(job, jobs.TrainJob):
+        stop.interrupt_instead()
     context = StepContext.of(job_file, job)
     run = context.path(job.run)
     started = time.monotonic()
     if context.is_first:  # a receipt stands for the last attempt, and this one has not finished yet
         receipt_path(run, job.step).unlink(missing_ok=True)
-    result = _carry_out(job, context)
-    if context.is_first:
-        seconds = time.monotonic() - started
-        write_receipt(run, job.step, result, job_path=job_file, root=context.root, seconds=seconds)
-        click.echo(f"{job.step}: {result.summary}")
+    outcome = _carry_out(job, context)
+    if not context.is_first:
+        return
+    if isinstance(outcome, Interrupted):
+        write_state(run, job.step, "interrupted", outcome.done, outcome.total)
+        click.echo(
+            f"{job.step}: stopped after {outcome.done} of {outcome.total} {outcome.unit}, as asked; "
+            "the same command goes on from there"
+        )
+        return
+    seconds = time.monotonic() - started
+    write_receipt(run, job.step, outcome, job_path=job_file, root=context.root, seconds=seconds)
+    click.echo(f"{job.step}: {outcome.summary}")
 
 
-def _carry_out(job: jobs.Job, context: StepContext) -> StepResult:
+def _carry_out(job: jobs.Job, context: StepContext) -> StepResult | Interrupted:
     match job:
         case jobs.PrepareJob():
             from higgsc.data import prepare

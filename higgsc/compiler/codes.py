@@ -157,6 +157,14 @@ CODES: dict[str, Code] = {
         "limits that no recording passes",
         "`data.limits.min_seconds` has to be below `data.limits.max_seconds`; otherwise every sample is rejected.",
     ),
+    "HC326": Code(
+        "the training takes longer than one job may",
+        "A training whose length is given in steps, on a GPU that is named, has a predicted time (`higgsc plan`). It\n"
+        "is a guess: it assumes a share of the GPU's peak and a length of the clips, which the message names.\n"
+        "`site.time_limit`, 24 hours if not given, is the longest time of one job. Where the prediction is longer,\n"
+        "the training needs several jobs one after the other, or a higher limit, or more GPUs.",
+        "warning",
+    ),
     "HC331": Code(
         "the training does not fit into the GPU's memory",
         "The memory is computed from the shapes: weights, adapter, optimizer, activations, logits (`higgsc plan`\n"

@@ -117,7 +117,7 @@ def _plan(ir: Ir) -> Plan:
         run=ir.text("output"),
         hardware=str(ir.spec.hardware),
         steps=ir.steps,
-        site=SitePlan(**site.model_dump(exclude={"profile"})),
+        site=SitePlan(**site.model_dump(exclude={"profile", "price_per_gpu_hour"})),
         secrets=ir.spec.secrets,
     )
 

@@ -64,3 +64,14 @@ class StepResult:
     outputs: tuple[Path, ...] = ()
     figures: Mapping[str, float | int | str] = field(default_factory=dict)
     """Numbers worth keeping, such as `validation/audio_loss`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interrupted:
+    """A step was asked to stop, saved its work and ended: started again, it goes on from there."""
+
+    done: int
+    """Units that need not be done again."""
+    total: int
+    unit: str
+    """What is counted: `samples`, `steps`."""

@@ -7,27 +7,39 @@ installed their handlers yet, the signal saves the wait. SIGUSR1 stays with the 
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 
 STOP_FILE = "stop"
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-"""Signals that mean: save and stop. The second SIGINT ends the process at once."""
+"""Signals that mean: save and stop. A second Ctrl-C ends the process at once."""
+SECONDS_OF_ONE_CTRL_C = 2.0
+"""A terminal sends SIGINT to torchrun and to its workers, and torchrun passes it on: that is one Ctrl-C, not two."""
 
-_received: list[int] = []
+_received: dict[int, float] = {}
+"""When each signal came first."""
 
 
 def listen() -> None:
-    """Install the handlers; the sooner in a process, the better."""
+    """Remember signals from here on instead of dying of them; the sooner in a process, the better."""
     for number in SIGNALS:
         signal.signal(number, _note)
 
 
-def _note(number: int, frame: FrameType | None) -> None:
-    if number == signal.SIGINT and signal.SIGINT in _received:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def interrupt_instead() -> None:
+    """End at once by KeyboardInterrupt, now if a signal has come; for steps that cannot stop half-way and go on."""
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler)
+    if _received:
         raise KeyboardInterrupt
-    _received.append(number)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    now = time.monotonic()
+    first = _received.setdefault(number, now)
+    if number == signal.SIGINT and now - first > SECONDS_OF_ONE_CTRL_C:
+        raise KeyboardInterrupt
 
 
 def asked_to_stop(run: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from higgsc.compiler.provenance import origin_of, values_of
 from higgsc.compiler.source import NodePath
 from higgsc.emit.build import Build
+from higgsc.emit.prediction import section
 
 PLAN_SCHEMA = "higgsc.plan/v1"
 
@@ -77,6 +78,7 @@ def report(build: Build) -> dict[str, str]:
         f"| length | {length} |",
         f"| run folder | `{plan.run}` |",
         "",
+        *section(ir),
         "## Steps",
         "",
         "| step | what it does | needs | resources | job file |",

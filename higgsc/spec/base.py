@@ -37,3 +37,10 @@ FilePath = Annotated[str, StringConstraints(pattern=_PATH)]
 
 TimeLimit = Annotated[str, StringConstraints(pattern=_TIME_LIMIT)]
 """A duration in Slurm's notation."""
+
+
+def seconds_of(limit: TimeLimit) -> int:
+    """Seconds of a time limit: `2-12:00` is 216,000, `00:30:00` is 1,800."""
+    days, _, clock = limit.rpartition("-")
+    hours, minutes, seconds = (*map(int, clock.split(":")), 0)[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -95,3 +95,5 @@ class Site(SpecModel):
     """CPU cores that a job gets on each node; sets `--cpus-per-task` and the OpenMP threads."""
     exclusive: bool = False
     """Whether jobs of several GPUs take whole nodes."""
+    price_per_gpu_hour: float | None = Field(default=None, ge=0)
+    """What an hour of one GPU costs, in whatever currency you count; `higgsc plan` and the report multiply by it."""

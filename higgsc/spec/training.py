@@ -83,7 +83,9 @@ class Checkpoint(SpecModel):
     """How often the adapter is saved and validated, and what is kept."""
 
     every_steps: int = Field(default=500, ge=1)
-    """Optimizer steps between two checkpoints; one more is written at the end."""
+    """Optimizer steps between two checkpoints; one more is written at the end, and when the training is asked to stop.
+
+    A training that is killed goes on from the newest whole checkpoint."""
     keep_last: int = Field(default=3, ge=1)
     """Newest checkpoints that are kept, beside the best one."""
 

@@ -1,10 +1,11 @@
-"""Checkpoints: an adapter in PEFT's format, the figures it was saved with, and hashes of both.
+"""Checkpoints: an adapter in PEFT's format, the figures it was saved with, what training goes on from, and hashes.
 
     checkpoints/step-500/
       adapter/adapter_model.safetensors   what `peft.PeftModel.from_pretrained` loads
       adapter/adapter_config.json
-      metrics.json                        {"step", "metrics"}
-      manifest.json                       size and SHA-256 of each of the files above
+      metrics.json                        {"step", "metrics", "interrupted"}
+      manifest.json                       size and SHA-256 of every other file
+      optimizer.safetensors, progress.json, job.json: see `progress.py`
 
 A folder gets its name when it is complete and on disk, so a folder called `step-N` is a whole checkpoint.
 """
@@ -12,15 +13,16 @@ A folder gets its name when it is complete and on disk, so a folder called `step
 from __future__ import annotations
 
 import json
+import os
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 from peft import PeftModel, get_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -60,6 +62,8 @@ class SavedMetrics(BaseModel):
 
     step: int
     metrics: dict[str, float]
+    """Empty for one that was saved because the training was asked to stop: there was no time to validate."""
+    interrupted: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,7 @@ class Checkpoint:
     path: Path
     step: int
     metrics: Mapping[str, float]
+    interrupted: bool
 
     @property
     def adapter(self) -> Path:
@@ -84,6 +89,8 @@ def save_checkpoint(
     weights: Mapping[str, Tensor],
     ref: ModelRef,
     metrics: Mapping[str, float],
+    interrupted: bool = False,
+    write_more: Callable[[Path], object] = lambda draft: None,
 ) -> Path:
     """Write `step-<step>`; it replaces one of that name.
 
@@ -94,24 +101,26 @@ def save_checkpoint(
         weights: The adapter's parameters in full, on the CPU, by their names in `model`.
         ref: The base, named in `adapter_config.json`.
         metrics: Finite figures to keep with it.
+        interrupted: Whether it is saved only to go on from; the next regular one takes its place.
+        write_more: Writes further files into the folder it is given.
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        StepError: If the disk is full or not writable (74). Earlier checkpoints are as they were.
     """
-    target = folder / f"step-{step}"
+    target = checkpoint_path(folder, step)
     with publish_folder(target, marker=MANIFEST) as draft:
         adapter = draft / "adapter"
         adapter.mkdir()
         state = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
         assert len(state) == len(weights), "every trained parameter is part of the adapter"
-        save_file(
-            {name: tensor.contiguous() for name, tensor in sorted(state.items())},
-            adapter / "adapter_model.safetensors",
-            metadata={"format": "pt"},
-        )
+        write_tensors(adapter / "adapter_model.safetensors", state)
         _write_adapter_config(adapter, model, ref)
-        saved = SavedMetrics(step=step, metrics=dict(sorted(metrics.items())))
+        saved = SavedMetrics(step=step, metrics=dict(sorted(metrics.items())), interrupted=interrupted)
         (draft / "metrics.json").write_text(saved.model_dump_json(indent=2) + "\n", "utf-8")
+        write_more(draft)
         files = {
             path.relative_to(draft).as_posix(): FileStamp(size=path.stat().st_size, sha256=sha256_file(path))
             for path in sorted(draft.rglob("*"))
@@ -121,24 +130,52 @@ def save_checkpoint(
     return target
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, the same bytes for the same tensors.
+
+    Raises:
+        OSError: If the disk refuses; safetensors itself hides the reason in a text.
+    """
+    try:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, path, metadata={"format": "pt"}
+        )
+    except SafetensorError as error:
+        reason = re.search(r"os error ([0-9]+)", str(error))
+        if reason is None:
+            raise
+        number = int(reason[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step}"
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint on disk.
+
+    Raises:
+        StepError: If its metrics cannot be read.
+    """
+    return Checkpoint(path=path, **dict(_read(SavedMetrics, path / "metrics.json")))
+
+
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
     """The checkpoints of a folder, oldest first; empty if it does not exist.
 
     Raises:
         StepError: If the metrics of one cannot be read.
     """
-    found = []
-    for path in folder.glob("step-*"):
-        if _is_checkpoint(path):
-            saved = _read(SavedMetrics, path / "metrics.json")
-            found.append(Checkpoint(path=path, step=saved.step, metrics=saved.metrics))
+    found = [read_checkpoint(path) for path in folder.glob("step-*") if is_checkpoint(path)]
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
 def best_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint:
     """The one with the lowest validation audio loss, or training audio loss where none was validated.
 
-    The earliest wins a draw. A checkpoint without the figure cannot be the best.
+    The earliest wins a draw. A checkpoint without the figure, such as an interrupted one, cannot be the best.
     """
     validated = any(VALIDATION_METRIC in checkpoint.metrics for checkpoint in checkpoints)
     metric = VALIDATION_METRIC if validated else TRAINING_METRIC
@@ -171,41 +208,11 @@ def verify_checkpoint(path: Path) -> None:
     for name, stamp in manifest.files.items():
         file = path / name
         if not file.is_file():
-            raise _damaged(file, "is missing")
+            raise damaged(file, "is missing")
         if file.stat().st_size != stamp.size:
-            raise _damaged(file, f"has {file.stat().st_size} bytes instead of {stamp.size}")
+            raise damaged(file, f"has {file.stat().st_size} bytes instead of {stamp.size}")
         if sha256_file(file) != stamp.sha256:
-            raise _damaged(file, "does not have the hash that the manifest names")
-
-
-def prune_checkpoints(folder: Path, keep_last: int) -> list[Checkpoint]:
-    """Delete all but the newest `keep_last` checkpoints and the best one.
-
-    Returns:
-        The deleted ones.
-    """
-    checkpoints = list_checkpoints(folder)
-    if len(checkpoints) <= keep_last:
-        return []
-    best = best_checkpoint(checkpoints)
-    old = [checkpoint for checkpoint in checkpoints[:-keep_last] if checkpoint is not best]
-    for checkpoint in old:
-        _remove(checkpoint.path)
-    return old
-
-
-def clear_checkpoints(folder: Path) -> list[str]:
-    """Delete the checkpoints of an earlier attempt, and what it may have left half-done.
-
-    Returns:
-        Names of the deleted checkpoints.
-    """
-    names = [checkpoint.name for checkpoint in folder.glob("step-*") if _is_checkpoint(checkpoint)]
-    for name in names:
-        _remove(folder / name)
-    for leftover in folder.glob(".step-*"):
-        shutil.rmtree(leftover)
-    return sorted(names)
+            raise damaged(file, "does not have the hash that the manifest names")
 
 
 def _write_adapter_config(adapter: Path, model: PeftModel, ref: ModelRef) -> None:
@@ -225,12 +232,13 @@ def _read(model: type[ModelT], path: Path) -> ModelT:
     try:
         return model.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise _damaged(path, f"cannot be read: {error.strerror}") from error
+        raise damaged(path, f"cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        raise _damaged(path, "does not hold what it should") from error
+        raise damaged(path, "does not hold what it should") from error
 
 
-def _damaged(path: Path, what: str) -> StepError:
+def damaged(path: Path, what: str) -> StepError:
+    """The error that names a damaged file of a checkpoint."""
     return StepError(
         f"damaged checkpoint: this file {what}",
         path=path,
@@ -238,13 +246,6 @@ def _damaged(path: Path, what: str) -> StepError:
     )
 
 
-def _is_checkpoint(path: Path) -> bool:
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is a checkpoint by its name, `step-N`."""
     return _FOLDER.fullmatch(path.name) is not None and path.is_dir()
-
-
-def _remove(path: Path) -> None:
-    """Delete a checkpoint's folder; renamed first, so that a half-deleted one never looks whole."""
-    doomed = path.with_name(f".{path.name}.deleted")
-    shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed)

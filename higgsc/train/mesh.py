@@ -12,19 +12,27 @@ layer, and the rest as one more unit, within a shard group, and all-reduces grad
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from higgsc.contract.jobs import MeshJob
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.train.loss import LossModule
+
+START_TIMEOUT = timedelta(minutes=30)
+"""How long processes wait for one another at the start: one may still be downloading the base."""
+TIMEOUT = timedelta(minutes=5)
+"""How long they wait from the first step on. One that hangs longer fails the step on all of them."""
+_FAILED = -1
 
 
 class Mesh:
@@ -90,10 +98,59 @@ class Mesh:
         """Element-wise minimum of a tensor over the processes."""
         return self._reduced(values, dist.ReduceOp.MIN)
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process; every process has to ask."""
+        if self.world_size == 1:
+            return flag
+        return bool(self._reduced(torch.tensor(int(flag), device=self.device), dist.ReduceOp.MAX))
+
+    def gather(self, values: Tensor) -> list[list[float]]:
+        """Every process's values `[n]`, by rank; every process has to ask."""
+        if self.world_size == 1:
+            return [values.tolist()]
+        parts = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(parts, values)
+        return [part.tolist() for part in parts]
+
+    def on_first(self, work: Callable[[], int]) -> int:
+        """Let the first process do something while the others wait; every process gets its answer, 0 or above.
+
+        Raises:
+            StepError: On the others, if it failed on the first, which raises its own error.
+        """
+        if self.world_size == 1:
+            return work()
+        answer = torch.tensor(_FAILED, device=self.device)
+        if self.is_first:
+            try:
+                answer.fill_(work())
+            except BaseException:
+                dist.broadcast(answer, 0)
+                raise
+        dist.broadcast(answer, 0)
+        if int(answer) == _FAILED:
+            raise StepError("the first process failed; its message says why", code=ExitCode.IO)
+        return int(answer)
+
     def whole(self, tensor: Tensor) -> Tensor:
         """A parameter's full value on the CPU; every process has to ask for it."""
         value = tensor.detach()
         return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+
+    def part(self, whole: Tensor, like: Tensor) -> Tensor:
+        """What this process holds of a full value, where it lies like that parameter: the inverse of `whole`."""
+        value = whole.to(self.device)
+        if isinstance(like, DTensor):
+            return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+        return value
+
+    def expect_steps(self) -> None:
+        """From here on the processes work at one pace, so that one that hangs is noticed soon."""
+        if self._devices is None:
+            return
+        groups = (None, *(self._devices.get_group(name) for name in self._devices.mesh_dim_names or ()))
+        for group in groups:
+            _set_pg_timeout(TIMEOUT, group)
 
     def _reduced(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         if self.world_size == 1:
@@ -121,12 +178,17 @@ def open_mesh(job: MeshJob, device_type: str, *, rank: int, world_size: int) -> 
     if world_size == 1:
         yield Mesh.single(device)
         return
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=START_TIMEOUT)
     try:
         devices = init_device_mesh(device_type, (job.replicate, job.shard), mesh_dim_names=("replicate", "shard"))
         yield Mesh(job, device=device, rank=rank, devices=devices)
     finally:
         dist.destroy_process_group()
+
+
+def lost_contact(error: RuntimeError) -> bool:
+    """Whether an error means that another process is gone or has not answered in time; backends have no type for it."""
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "TCPStore"))
 
 
 def _pick_device(device_type: str) -> torch.device:

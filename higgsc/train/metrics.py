@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from higgsc.catalog.codec import CODEBOOKS
 from higgsc.contract.jobs import LossJob
+from higgsc.contract.receipts import write_atomically
 from higgsc.train.loss import LossSums
 from higgsc.train.mesh import Mesh
 
@@ -32,6 +35,17 @@ logger = logging.getLogger(__name__)
 _CONSOLE = {"loss/total": "loss", "loss/audio": "audio", "loss/text": "text", "grad_norm": "norm",
             "learning_rate": "lr", "tokens_per_second": "tok/s", "validation/audio_loss": "validation audio",
             "validation/text_loss": "validation text"}  # fmt: skip
+
+
+class SavedMeter(BaseModel):
+    """A stretch of steps that a checkpoint interrupts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sums: tuple[tuple[float, ...], ...]
+    """What each process had summed: audio by codebook, then text. Apart, because a sum depends on its order."""
+    audio_labels: int
+    text_labels: int
 
 
 class LossMeter:
@@ -54,6 +68,20 @@ class LossMeter:
         """Add labels, counted over all processes."""
         self._audio_labels += audio
         self._text_labels += text
+
+    def save(self) -> SavedMeter:
+        """What the stretch holds so far; every process has to ask."""
+        sums = tuple(map(tuple, self._mesh.gather(self._sums)))
+        return SavedMeter(sums=sums, audio_labels=self._audio_labels, text_labels=self._text_labels)
+
+    def load(self, saved: SavedMeter) -> None:
+        """Go on with a saved stretch. Of other processes than now, the first takes over what all had summed."""
+        self._audio_labels, self._text_labels = saved.audio_labels, saved.text_labels
+        sums = torch.tensor(saved.sums, dtype=torch.float64)
+        if len(sums) != self._mesh.world_size:
+            others = torch.zeros(self._mesh.world_size - 1, sums.shape[1], dtype=torch.float64)
+            sums = torch.cat((sums.sum(dim=0, keepdim=True), others))
+        self._sums = sums[self._mesh.rank].to(self._mesh.device)
 
     def means(self, weights: LossJob) -> dict[str, float]:
         """`loss/...` of the stretch, over all processes; every process has to ask."""
@@ -97,17 +125,18 @@ class MetricsWriter:
     Args:
         run: The run's folder.
         total: Optimizer steps of the training.
+        start: Optimizer steps that an earlier attempt did. What it wrote about later ones is removed: they come again.
         enabled: False on every process but the first; nothing is written then.
     """
 
-    def __init__(self, run: Path, total: int, *, enabled: bool) -> None:
-        self._run, self._total, self._enabled = run, total, enabled
+    def __init__(self, run: Path, total: int, *, start: int, enabled: bool) -> None:
+        self._run, self._total, self._start, self._enabled = run, total, start, enabled
         console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
             TimeRemainingColumn(), console=console, disable=not (enabled and console.is_terminal),
         )  # fmt: skip
-        self._task = self._bar.add_task("", total=total)
+        self._task = self._bar.add_task("", total=total, completed=start)
 
     def __enter__(self) -> MetricsWriter:
         if self._enabled:
@@ -115,9 +144,11 @@ class MetricsWriter:
             from torch.utils.tensorboard import SummaryWriter
 
             self._run.mkdir(parents=True, exist_ok=True)
-            self._lines = (self._run / "metrics.jsonl").open("a", encoding="utf-8")
-            # Figures of an earlier attempt stay in the folder; TensorBoard hides them from step 0 on.
-            self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=0)
+            path = self._run / "metrics.jsonl"
+            _keep_lines(path, self._start)
+            self._lines = path.open("a", encoding="utf-8")
+            # Events of later steps stay in their file, but TensorBoard hides them.
+            self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=self._start + 1)
             self._bar.start()
         return self
 
@@ -133,8 +164,14 @@ class MetricsWriter:
         """Move the progress bar."""
         self._bar.update(self._task, completed=step)
 
-    def write(self, step: int, values: Mapping[str, float]) -> str:
-        """Write the figures of optimizer step `step` (1-based); returns the main ones as a short text."""
+    def write(self, step: int, values: Mapping[str, float], *, durable: bool) -> str:
+        """Write the figures of optimizer step `step` (1-based); returns the main ones as a short text.
+
+        Args:
+            step: Optimizer steps done.
+            values: Figures by name.
+            durable: Whether they have to be on disk before it returns, for a checkpoint that counts on them.
+        """
         text = "  ".join(f"{short} {values[name]:.4g}" for name, short in _CONSOLE.items() if name in values)
         if not self._enabled:
             return text
@@ -142,8 +179,21 @@ class MetricsWriter:
         self._lines.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if durable:
+            os.fsync(self._lines.fileno())
+            self._board.flush()
         if self._bar.disable:
             logger.info("step %d/%d  %s", step, self._total, text)
         else:
             self._bar.update(self._task, description=f"audio loss {values['loss/audio']:.3f}")
         return text
+
+
+def _keep_lines(path: Path, last: int) -> None:
+    """Remove the lines of steps after `last`, and one that a killed process left half-written."""
+    if not path.exists():
+        return
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last]
+    if len(kept) < len(lines):
+        write_atomically(path, "".join(kept))

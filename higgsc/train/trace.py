@@ -6,7 +6,7 @@ Every operation's result is counted while it is alive. A fake process group stan
 sharding is traced at its real size.
 
 A model of a few layers is traced at two depths; what lies between them is the cost of a layer, and the full depth
-follows, because every layer is the same.
+follows, because every layer is the same: for each phase of a step by itself, and the largest of them is the peak.
 
 What fake tensors cannot show: the data-dependent shapes of boolean indexing are supplied, the block
 mask is allocated but not computed, and kernels' private workspaces, the CUDA context and the allocator's
@@ -49,7 +49,7 @@ from higgsc.train.optimizer import adamw, clip_gradients
 from higgsc.train.sequence import TEXT_LABELS, AudioTokens, Sequence, build_sequence
 from higgsc.train.tracker import PARTS, Tracker
 
-DEPTHS = (2, 4)
+DEPTHS = (2, 3)
 """Layers of the two models that are traced."""
 
 
@@ -62,8 +62,8 @@ class Lengths:
     text: int
 
 
-def trace(job: TrainJob, lengths: Lengths, layers: int) -> dict[str, int]:
-    """Peak memory in bytes, by part, of the job's training on a base cut down to `layers` layers.
+def trace(job: TrainJob, lengths: Lengths, layers: int) -> dict[str, dict[str, int]]:
+    """Peak memory in bytes, by phase and part, of the job's training on a base cut down to `layers` layers.
 
     Needs the default process group if the job has several processes.
     """
@@ -84,25 +84,34 @@ def trace(job: TrainJob, lengths: Lengths, layers: int) -> dict[str, int]:
         parameters = list(adapter_parameters(module).values())
         optimizer = adamw(parameters, job.optimizer)
         masks = {batch.audio_input_ids_mask: batch.audio_input_ids_mask.numel()}
-        tracker = Tracker(lambda: _owners(module, optimizer), masks)
+        tracker = Tracker(lambda: _owners(module, optimizer), masks, resized=job.mesh.shard > 1)
         with tracker, _marked(module, tracker), _as_on_a_gpu():
             for _ in range(2):  # AdamW's state exists from the second step on
-                _optimizer_step(job, mesh, module, parameters, optimizer, batch)
-    return tracker.peak
+                _optimizer_step(job, mesh, module, parameters, optimizer, batch, tracker)
+    return tracker.peaks
 
 
 def _optimizer_step(
-    job: TrainJob, mesh: Mesh, module: LossModule, parameters: list[nn.Parameter], optimizer: Any, batch: PackedBatch
+    job: TrainJob,
+    mesh: Mesh,
+    module: LossModule,
+    parameters: list[nn.Parameter],
+    optimizer: Any,
+    batch: PackedBatch,
+    tracker: Tracker,
 ) -> None:
-    """As `higgsc.train.step.Training` does it; of many micro-batches, two show what all do."""
+    """As `higgsc.train.training.Training` does it; of many micro-batches, two show what all do."""
     micro_batches = min(2, job.batch.accumulation)
     bf16 = job.precision == "bf16"
     for number in range(1, micro_batches + 1):
+        tracker.phase = "gather"
         mesh.accumulate(module, last=number == micro_batches)
         with torch.autocast("cpu", torch.bfloat16 if bf16 else None, enabled=bf16):
             sums = module(batch)
         loss = objective(sums, job.loss, audio_labels=1, text_labels=1)
+        tracker.phase = "backward"
         mesh.scaled(loss).backward()  # type: ignore[no-untyped-call]
+    tracker.phase = "update"
     mesh.reduce_gradients(parameters)
     clip_gradients(parameters, job.optimizer.max_grad_norm)
     optimizer.step()
@@ -143,6 +152,7 @@ def _marked(module: LossModule, tracker: Tracker) -> Iterator[None]:
     def switch(on: bool) -> Callable[..., None]:
         def hook(*_: Any) -> None:
             tracker.in_decoder = on
+            tracker.phase = "decoder" if on else "loss"
 
         return hook
 
@@ -256,6 +266,22 @@ def _config(shape: HiggsAudioV2Shape) -> HiggsAudioV2Config:
     return config
 
 
+def peak(job: TrainJob, lengths: Lengths) -> dict[str, int]:
+    """Peak memory in bytes, by part, of a process of the job's training; the other processes are fake."""
+    world = job.mesh.replicate * job.mesh.shard
+    if world > 1:
+        dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
+    try:
+        shallow, deep = (trace(job, lengths, layers) for layers in DEPTHS)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+    layers = shape_of(job.model.base).layers
+    # Phase by phase: what is the peak of a shallow model, such as gathering the embeddings, may be none of a deep one.
+    phases = [extrapolate(shallow[phase], deep[phase], layers) for phase in shallow]
+    return max(phases, key=lambda parts: sum(parts.values()))
+
+
 def extrapolate(shallow: Mapping[str, int], deep: Mapping[str, int], layers: int) -> dict[str, int]:
     """Bytes by part at `layers` layers, on the straight line through the two traced depths."""
     span = DEPTHS[1] - DEPTHS[0]
@@ -263,17 +289,14 @@ def extrapolate(shallow: Mapping[str, int], deep: Mapping[str, int], layers: int
 
 
 def main(path: Path) -> None:
-    """Print as JSON what a file asks for: `{"train": job, "reference": frames, "target": frames, "text": tokens}`."""
-    request = json.loads(path.read_text("utf-8"))
-    job = TrainJob.model_validate(request["train"])
-    lengths = Lengths(**{name: request[name] for name in ("reference", "target", "text")})
+    """Print as JSON what a file asks for: a list of `{"train": job, "reference": …, "target": …, "text": …}`."""
     torch.set_num_threads(1)
-    world = job.mesh.replicate * job.mesh.shard
-    if world > 1:
-        dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
-    shallow, deep = (trace(job, lengths, layers) for layers in DEPTHS)
-    full = extrapolate(shallow, deep, shape_of(job.model.base).layers)
-    print(json.dumps({"parts": full, "total": sum(full.values())}))
+    traced = []
+    for request in json.loads(path.read_text("utf-8")):
+        lengths = Lengths(**{name: request[name] for name in ("reference", "target", "text")})
+        full = peak(TrainJob.model_validate(request["train"]), lengths)
+        traced.append({"parts": full, "total": sum(full.values())})
+    print(json.dumps(traced))
 
 
 if __name__ == "__main__":

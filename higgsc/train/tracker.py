@@ -17,22 +17,33 @@ PARTS = ("base", "adapter", "optimizer", "gradients", "gathered", "activations",
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all living tensors, operation by operation, and keeps the composition of the peak.
+    """Counts the bytes of all living tensors, operation by operation, and keeps the composition of each phase's peak.
 
     Parts: `base` and `adapter` parameters (of this process, so its shards if there are any), `optimizer` state,
     `gradients`, `gathered` (parameters that FSDP2 has put together for the moment), `activations` (what the decoder's
     forward pass keeps for the backward pass), and `working`: logits, and everything that comes and goes.
     """
 
-    def __init__(self, owners: Callable[[], Iterator[tuple[str, Tensor]]], masks: Mapping[Tensor, int]) -> None:
+    def __init__(
+        self, owners: Callable[[], Iterator[tuple[str, Tensor]]], masks: Mapping[Tensor, int], *, resized: bool
+    ) -> None:
+        """
+        Args:
+            owners: Names the part of tensors that belong to one whatever made them.
+            masks: Masks of audio rows, and how many entries are true.
+            resized: Whether tensors change their size while they live, as FSDP2's gathered parameters do.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
-        self.peak: dict[str, int] = dict.fromkeys(PARTS, 0)
+        self.peaks: dict[str, dict[str, int]] = {}
+        self.phase = ""
         self.in_decoder = False
         self._owners = owners
         self._part: Any = WeakIdKeyDictionary()
         self._true: Any = WeakIdKeyDictionary({mask.untyped_storage(): count for mask, count in masks.items()})
         self._audio_rows = max(masks.values())
-        self._largest = 0
+        self._largest: dict[str, int] = {}
+        self._bound = 0  # at least what is in use, unless tensors are resized
+        self._resized = resized
         for _, tensor in owners():
             self._add(tensor)
 
@@ -41,7 +52,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return NotImplemented  # DTensor takes itself apart first, and its local operations come back here
         result = self._run(func, args, kwargs or {})
         grew = [self._add(leaf) for leaf in tree_iter(result) if isinstance(leaf, Tensor)]
-        if any(grew):
+        if any(grew) and (self._resized or self._bound > self._largest.get(self.phase, 0)):
             self._measure()
         return result
 
@@ -63,6 +74,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if storage in self._part:
             return False
         self._part[storage] = "working"
+        self._bound += storage.nbytes()
         return True
 
     def keep(self, tensor: Tensor) -> Tensor:
@@ -72,14 +84,14 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tensor
 
     def _measure(self) -> None:
-        total = sum(storage.nbytes() for storage in self._part)
-        if total <= self._largest:
+        total = self._bound = sum(storage.nbytes() for storage in self._part)
+        if total <= self._largest.get(self.phase, 0):
             return
-        self._largest = total
+        self._largest[self.phase] = total
         owned = WeakIdKeyDictionary({_local(tensor).untyped_storage(): part for part, tensor in self._owners()})
-        self.peak = dict.fromkeys(PARTS, 0)
+        peak = self.peaks[self.phase] = dict.fromkeys(PARTS, 0)
         for storage, part in self._part.items():
-            self.peak[owned.get(storage, part)] += storage.nbytes()  # type: ignore[no-untyped-call]
+            peak[owned.get(storage, part)] += storage.nbytes()  # type: ignore[no-untyped-call]
 
 
 def _local(tensor: Tensor) -> Tensor:

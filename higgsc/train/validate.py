@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,7 @@ def validation_losses(
     mesh: Mesh,
     micro_samples: int,
     autocast: torch.dtype | None = None,
+    before_row: Callable[[int], None] = lambda number: None,
 ) -> ValidationLosses:
     """Mean losses over samples of a store; every process has to ask, and gets the same.
 
@@ -47,21 +49,25 @@ def validation_losses(
         mesh: The processes that share the work.
         micro_samples: Samples packed into one row.
         autocast: Compute dtype of the forward pass, or None to use the parameters' own.
+        before_row: Called with the number of a row before each, on all processes alike; may raise to end it here.
     """
     tokens = AudioTokens.of(module.causal.config)
     sums = torch.zeros(CODEBOOKS + 1, dtype=torch.float64, device=mesh.device)
     was_training = module.training
     module.eval()
     rows = [indices[start : start + micro_samples] for start in range(0, len(indices), micro_samples)]
-    for first in range(0, len(rows), mesh.world_size):
-        # Sharded processes have to run forward together: one that has no row left repeats the last, uncounted.
-        mine = min(first + mesh.rank, len(rows) - 1)
-        batch = pack([build_sequence(store.sample(int(index)), tokens) for index in rows[mine]])
-        with torch.autocast(mesh.device.type, autocast, enabled=autocast is not None):
-            row_sums = module(batch.to(mesh.device))
-        if mine == first + mesh.rank:
-            sums += torch.cat((row_sums.audio, row_sums.text[None]))
-    module.train(was_training)
+    try:
+        for number, first in enumerate(range(0, len(rows), mesh.world_size)):
+            before_row(number)
+            # Sharded processes have to run forward together: one that has no row left repeats the last, uncounted.
+            mine = min(first + mesh.rank, len(rows) - 1)
+            batch = pack([build_sequence(store.sample(int(index)), tokens) for index in rows[mine]])
+            with torch.autocast(mesh.device.type, autocast, enabled=autocast is not None):
+                row_sums = module(batch.to(mesh.device))
+            if mine == first + mesh.rank:
+                sums += torch.cat((row_sums.audio, row_sums.text[None]))
+    finally:
+        module.train(was_training)
 
     *audio, text = mesh.sum(sums).tolist()
     audio_labels, text_labels = (

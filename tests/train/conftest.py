@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from higgsc.contract.jobs import (
     StepContext,
     TrainJob,
 )
-from higgsc.contract.outcome import StepResult
+from higgsc.contract.outcome import Interrupted, StepResult
 from higgsc.data.layout import Segments
 from higgsc.data.store import StoredSample, StoreWriter
 from higgsc.train.builtin import tiny_path
@@ -166,9 +167,19 @@ class Project:
         path.write_text(job.model_dump_json())
         return path
 
-    def train(self, job: TrainJob) -> StepResult:
-        """Carry the job out in this process."""
+    def attempt(self, job: TrainJob) -> StepResult | Interrupted:
+        """Carry the job out in this process, until it is done or asked to stop."""
         return run(job, StepContext.of(self.write(job), job))
+
+    def train(self, job: TrainJob) -> StepResult:
+        """Carry the job out in this process, to the end."""
+        result = self.attempt(job)
+        assert isinstance(result, StepResult)
+        return result
+
+    def forget(self) -> None:
+        """Delete what was trained so far."""
+        shutil.rmtree(self.root / "run")
 
     def adapter(self, step: int) -> dict[str, torch.Tensor]:
         """The adapter of a checkpoint."""

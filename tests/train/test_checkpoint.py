@@ -15,9 +15,7 @@ from higgsc.contract.jobs import LoraJob, ModelRef
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.train import checkpoint as checkpoint_module
 from higgsc.train.checkpoint import (
-    clear_checkpoints,
     list_checkpoints,
-    prune_checkpoints,
     save_checkpoint,
     select_checkpoint,
 )
@@ -121,16 +119,6 @@ def test_no_checkpoint(tmp_path: Path) -> None:
     assert caught.value.code == ExitCode.MISSING_INPUT
 
 
-def test_pruning_never_removes_the_best(save: Save, tmp_path: Path) -> None:
-    losses = {1: 9.0, 2: 1.0, 3: 8.0, 4: 7.0, 5: 6.0, 6: 0.5, 7: 4.0}
-    kept = []
-    for step, loss in losses.items():
-        save(step, validation_audio_loss=loss)
-        prune_checkpoints(tmp_path, keep_last=2)
-        kept.append([c.step for c in list_checkpoints(tmp_path)])
-    assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [5, 6], [6, 7]]
-
-
 def test_a_failed_save_leaves_nothing_behind(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("no space left on device")
@@ -139,11 +127,3 @@ def test_a_failed_save_leaves_nothing_behind(save: Save, tmp_path: Path, monkeyp
     with pytest.raises(OSError, match="no space"):
         save(5)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_clearing_takes_checkpoints_and_drafts_only(save: Save, tmp_path: Path) -> None:
-    save(5)
-    (tmp_path / ".step-9.partial").mkdir()
-    (tmp_path / "step-notes").mkdir()
-    assert clear_checkpoints(tmp_path) == ["step-5"]
-    assert [path.name for path in tmp_path.iterdir()] == ["step-notes"]

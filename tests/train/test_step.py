@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,7 @@ from higgsc.contract.jobs import BatchJob, CheckpointJob, LossJob, MeshJob, Opti
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.store import Store
 from higgsc.train.batches import BatchPlan, pack
-from higgsc.train.checkpoint import list_checkpoints, select_checkpoint
+from higgsc.train.checkpoint import list_checkpoints
 from higgsc.train.loss import LossModule
 from higgsc.train.mesh import Mesh
 from higgsc.train.model import load_base
@@ -64,9 +62,11 @@ def test_what_a_training_leaves(project: Project) -> None:
 def test_the_same_job_gives_the_same_adapter(project: Project) -> None:
     project.train(project.job())
     first = project.adapter(3)
+    project.forget()
     project.train(project.job())
     again = project.adapter(3)
     assert all(torch.equal(first[name], again[name]) for name in first)
+    project.forget()
     project.train(project.job(seed=2))
     assert any(not torch.equal(first[name], tensor) for name, tensor in project.adapter(3).items())
 
@@ -75,6 +75,7 @@ def test_accumulation_changes_nothing(project: Project) -> None:
     """Samples of different lengths: a mean of micro-batch means would differ."""
     project.train(project.job())
     whole = project.adapter(3)
+    project.forget()
     project.train(project.job(batch=BatchJob(global_samples=4, micro_samples=1, accumulation=4)))
     for name, tensor in project.adapter(3).items():
         torch.testing.assert_close(tensor, whole[name], rtol=0, atol=1e-5)
@@ -107,14 +108,6 @@ def test_validation_is_the_mean_over_labels(project: Project) -> None:
     assert packed.text == pytest.approx(apart.text, rel=1e-6)
     assert np.mean(packed.audio_codebooks) == pytest.approx(packed.audio)
     assert packed.audio == pytest.approx(np.log(1026), abs=3)
-
-
-def test_starting_over_says_what_it_removes(project: Project, caplog: pytest.LogCaptureFixture) -> None:
-    project.train(project.job())
-    with caplog.at_level(logging.WARNING):
-        project.train(project.job(optimizer=optimizer(project, steps=2)))
-    assert "starting over: removed step-3 of an earlier attempt" in caplog.text
-    assert select_checkpoint(project.root / "run" / "checkpoints", "last").step == 2
 
 
 @pytest.mark.parametrize("log_every_steps", [1, 50])
@@ -151,8 +144,9 @@ def test_bf16_keeps_the_adapter_in_float32(project: Project) -> None:
     project.train(project.job(precision="bf16"))
     assert {tensor.dtype for tensor in project.adapter(3).values()} == {torch.float32}
     rough = project.metrics()
+    project.forget()
     project.train(project.job())
-    exact = project.metrics()[len(rough) :]
+    exact = project.metrics()
     for a, b in zip(rough, exact, strict=True):
         assert a["loss/audio"] == pytest.approx(b["loss/audio"], abs=0.05)
 
@@ -168,6 +162,18 @@ def test_a_gpu_that_is_not_there(project: Project) -> None:
     with pytest.raises(StepError, match="torch sees none on this machine") as caught:
         project.train(project.job(device="cuda"))
     assert caught.value.code == ExitCode.MISSING_INPUT
+
+
+@pytest.mark.parametrize("micro, knob", [(2, "training.micro_batch.samples"), (1, "parallelism.shard")])
+def test_out_of_memory_names_the_knob(project: Project, monkeypatch: pytest.MonkeyPatch, micro: int, knob: str) -> None:
+    def forward(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr(LossModule, "forward", forward)
+    batch = BatchJob(global_samples=4, micro_samples=micro, accumulation=4 // micro)
+    with pytest.raises(StepError, match="out of GPU memory: CUDA out of memory") as caught:
+        project.train(project.job(batch=batch))
+    assert f"`{knob}` (now {micro})" in str(caught.value)
 
 
 def test_no_store(project: Project) -> None:

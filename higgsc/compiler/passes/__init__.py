@@ -19,6 +19,7 @@ from higgsc.compiler.passes.paths import paths
 from higgsc.compiler.passes.pinning import pinning
 from higgsc.compiler.passes.schedule import schedule
 from higgsc.compiler.passes.steps import steps
+from higgsc.compiler.passes.time_limit import time_limit
 from higgsc.compiler.passes.topology import topology
 from higgsc.compiler.passes.unlikely import unlikely
 
@@ -34,5 +35,6 @@ PASSES: tuple[Pass, ...] = (
     unlikely,
     lora_targets,
     memory,  # needs the mesh, the accumulation and the adapter's modules
+    time_limit,  # the same
     steps,  # last: turns what the others derived into steps and job files
 )

@@ -1,0 +1,182 @@
+"""What a training goes on from, beside the adapter: three more files of a checkpoint.
+
+    optimizer.safetensors   AdamW's two moments of every parameter, in full whatever the mesh was
+    progress.json           counters, and the stretches of steps that the next figures are means of
+    job.json                the job, to see what has changed since
+
+No state of a random generator: the order of the samples and the dropout of a step are functions of the seed and the
+step's number (`batches.py`, `seed_dropout`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from higgsc.contract.jobs import TrainJob
+from higgsc.contract.outcome import StepError
+from higgsc.train.checkpoint import damaged, write_tensors
+from higgsc.train.mesh import Mesh
+from higgsc.train.metrics import SavedMeter
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Progress(BaseModel):
+    """What `progress.json` holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    """Optimizer steps done."""
+    seconds: float
+    """Spent training so far, over all attempts."""
+    store_sha256: str
+    """Of the store's own record, which holds the hashes of its files."""
+    versions: dict[str, str]
+    """Of what computes; another one may round differently."""
+    grad_norm: float
+    """Of the last step, should its figures still have to be written."""
+    since_log: SavedMeter
+    since_checkpoint: SavedMeter
+    window_tokens: int
+    window_samples: int
+    window_seconds: float
+    """Since the last figures were written."""
+
+
+def seed_dropout(seed: int, rank: int, step: int) -> None:
+    """Seed what optimizer step `step` draws: other numbers on each process, the same in every run of the step."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, rank, step)).generate_state(1, np.uint64)[0]))
+
+
+def moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], mesh: Mesh) -> dict[str, Tensor]:
+    """AdamW's moments in full, on the CPU of the first process; every process has to ask.
+
+    Empty before the first step.
+    """
+    found: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        for moment in MOMENTS:
+            if parameter in optimizer.state:
+                whole = mesh.whole(optimizer.state[parameter][moment])
+                if mesh.is_first:  # the others only took part in putting it together
+                    found[f"{moment}.{name}"] = whole
+    return found
+
+
+def writer(job: TrainJob, progress: Progress, moments: Mapping[str, Tensor]) -> Callable[[Path], None]:
+    """What writes the three files into a checkpoint's folder."""
+
+    def write(draft: Path) -> None:
+        write_tensors(draft / "optimizer.safetensors", moments)
+        (draft / "progress.json").write_text(progress.model_dump_json(indent=2) + "\n", "utf-8")
+        (draft / "job.json").write_text(job.model_dump_json(indent=2) + "\n", "utf-8")
+
+    return write
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """Read `progress.json`.
+
+    Raises:
+        StepError: If it is not there or not what it should be.
+    """
+    path = checkpoint / "progress.json"
+    try:
+        return Progress.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise damaged(path, f"cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise damaged(path, "does not hold what it should") from error
+
+
+def read_job(checkpoint: Path) -> dict[str, Any]:
+    """The job that a checkpoint was trained by, as it was written: an older version's may lack fields.
+
+    Raises:
+        StepError: If it is not there or not what it should be.
+    """
+    path = checkpoint / "job.json"
+    try:
+        job: dict[str, Any] = json.loads(path.read_bytes())
+    except OSError as error:
+        raise damaged(path, f"cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise damaged(path, "does not hold what it should") from error
+    return job
+
+
+@torch.no_grad()
+def restore(
+    checkpoint: Path,
+    *,
+    model: PeftModel,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    mesh: Mesh,
+    step: int,
+) -> None:
+    """Put the adapter and the moments of a checkpoint into a model and its optimizer, whatever their mesh.
+
+    Args:
+        checkpoint: Its hashes have been checked.
+        model: Says what PEFT calls the parameters in its file.
+        parameters: The adapter's, by their names in `model`; perhaps sharded.
+        optimizer: An AdamW of those parameters that has done no step yet.
+        mesh: The processes.
+        step: Optimizer steps that it is to count as done.
+
+    Raises:
+        StepError: If the files hold other tensors than the model has.
+    """
+    numbered = {name: torch.tensor(number) for number, name in enumerate(parameters)}
+    renamed = get_peft_model_state_dict(model, state_dict=numbered, save_embedding_layers=False)
+    in_file = {int(number): name for name, number in renamed.items()}
+    weights = _Tensors(checkpoint / "adapter" / "adapter_model.safetensors", mesh)
+    saved = _Tensors(checkpoint / "optimizer.safetensors", mesh)
+    for number, (name, parameter) in enumerate(parameters.items()):
+        parameter.copy_(weights.part(in_file[number], parameter))
+        if step > 0:
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                **{moment: saved.part(f"{moment}.{name}", parameter) for moment in MOMENTS},
+            }
+    weights.expect_empty()
+    saved.expect_empty()
+
+
+class _Tensors:
+    """The tensors of a file, each to be taken once."""
+
+    def __init__(self, path: Path, mesh: Mesh) -> None:
+        self._path, self._mesh = path, mesh
+        self._tensors: dict[str, Tensor] = load_file(path)
+
+    def part(self, name: str, like: Tensor) -> Tensor:
+        whole = self._tensors.pop(name, None)
+        if whole is None or whole.shape != like.shape:
+            found = "nothing" if whole is None else f"{list(whole.shape)}"
+            raise StepError(
+                f"holds {found} for {name}, which is {list(like.shape)} in the model",
+                path=self._path,
+                help="the checkpoint belongs to another base; train into another folder",
+            )
+        return self._mesh.part(whole, like)
+
+    def expect_empty(self) -> None:
+        if self._tensors:
+            raise StepError(
+                f"holds {len(self._tensors)} tensors that the model lacks, such as {min(self._tensors)}",
+                path=self._path,
+                help="the checkpoint belongs to another base; train into another folder",
+            )

@@ -1,0 +1,119 @@
+"""The closed forms on cases small enough to add up by hand, and against an independent count of operations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from higgsc.catalog.costs import Sample, Setup, flops_per_token, memory
+from higgsc.catalog.higgs_audio_v2 import RELEASED, TINY, HiggsAudioV2Shape
+
+COMPREHENSIVE = tuple(name.removeprefix("model.layers.0.") for name in TINY.linear_modules() if ".0." in name)
+
+
+def setup(shape: HiggsAudioV2Shape = RELEASED, **changes: object) -> Setup:
+    plain = Setup(
+        shape=shape,
+        precision="bf16",
+        targets=("self_attn.q_proj",),
+        rank=16,
+        dropout=0.0,
+        replicate=1,
+        shard=1,
+        accumulation=1,
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+SAMPLE = Sample.of_seconds(10, 10)
+
+
+def test_lengths_of_a_sample() -> None:
+    """Two clips of 10 s are 250 frames each with 9 rows around them, and 8 text tokens a second."""
+    assert Sample(reference=250, target=250, text=160) == SAMPLE
+    assert SAMPLE.audio_rows == 250 + 250 + 18
+    assert SAMPLE.tokens == 518 + 160
+    assert SAMPLE.labelled_rows == 250 + 1 + 7
+    assert Sample.of_seconds(0.01, 0.01) == Sample(reference=1, target=1, text=5)
+
+
+def test_weights_moments_and_gradients() -> None:
+    """q_proj is 3072 x 3072 in each of 28 layers; rank 16 adds 16 x 6144 float32 parameters to it."""
+    adapter = 28 * 16 * (3072 + 3072)
+    found = memory(setup(accumulation=2), SAMPLE, 1)
+    assert setup().adapter_parameters == adapter == 2_752_512
+    assert found.base == 2 * 5_771_283_456
+    assert found.adapter == 4 * adapter
+    assert found.optimizer == 8 * adapter
+    assert found.gradients == 4 * adapter
+    assert found.gathered == 0
+    assert found.total == sum(found.parts.values())
+    assert memory(setup(precision="fp32"), SAMPLE, 1).base == 4 * 5_771_283_456
+    assert memory(setup(), SAMPLE, 1).gradients == 0  # nothing is left behind by an earlier micro-batch
+
+
+def test_shards_divide_what_is_kept_and_gather_what_is_used() -> None:
+    whole, half = memory(setup(accumulation=2), SAMPLE, 1), memory(setup(accumulation=2, shard=2), SAMPLE, 1)
+    assert (half.base, half.adapter, half.optimizer) == (whole.base // 2, whole.adapter // 2, whole.optimizer // 2)
+    assert half.gradients == whole.gradients  # scattered only after the last micro-batch
+    assert half.activations == whole.activations
+    attention, networks = 2 * 3072 * 3072 + 2 * 1024 * 3072, 2 * 3 * 3072 * 8192
+    layer = 2 * (attention + networks + 4 * 3072) + 4 * 16 * 6144
+    root = 2 * (2 * 128_256 * 3072 + 2 * 8 * 1026 * 3072 + 3072)
+    assert half.gathered == root + layer
+
+
+@pytest.mark.parametrize("precision, s", [("bf16", 2), ("fp32", 4)])
+def test_activations_of_one_layer(precision: str, s: int) -> None:
+    """One layer with q_proj adapted, by the table in the docstring of the closed form."""
+    one = replace(TINY, layers=1)
+    tokens, h, f, a, heads, r = SAMPLE.tokens, 128, 256, 128, 4, 16
+    norms, network, attention = 2 * (4 * h + 4), 3 * s * f, 4 * s * a + 4 * heads + 4
+    layer = tokens * (norms + network + attention) + s * tokens**2
+    adapter = tokens * (s * r + s * h) + (2 * r * (h + a) if precision == "bf16" else 0)
+    final_norm = tokens * (4 * h + 4)
+    found = memory(setup(one, precision=precision), SAMPLE, 1)
+    assert found.activations - layer - adapter in (0, final_norm)  # the peak lies before or behind the final norm
+
+
+def test_fp32_shares_the_inputs_of_q_k_and_v_and_bf16_does_not() -> None:
+    def saved(precision: str, *targets: str) -> int:
+        found = setup(TINY, precision=precision, targets=tuple(f"self_attn.{t}_proj" for t in targets))
+        return found.saved_by_adapters["all"]
+
+    rank, inputs, layers = 16, 128, 4
+    assert saved("fp32", "q") == layers * 4 * (rank + inputs)
+    assert saved("fp32", "q", "k", "v") == layers * 4 * (3 * rank + inputs)
+    assert saved("fp32", "o") == layers * 4 * rank  # its input is the attention's output, which is kept anyway
+    assert saved("bf16", "q", "k", "v") == layers * 2 * 3 * (rank + inputs)
+
+
+def test_text_and_audio_networks_see_their_own_tokens() -> None:
+    text = setup(TINY, targets=("mlp.up_proj",)).saved_by_adapters
+    audio = setup(TINY, targets=("audio_mlp.up_proj",)).saved_by_adapters
+    assert text["text"] == audio["audio"] > 0
+    assert (text["all"], text["audio"]) == (audio["all"], audio["text"]) == (0, 0)
+
+
+def test_memory_grows_with_what_makes_it_grow() -> None:
+    plain = setup(targets=COMPREHENSIVE)
+    at_least = memory(plain, SAMPLE, 2).total
+    assert memory(plain, SAMPLE, 3).total > at_least
+    assert memory(plain, Sample.of_seconds(11, 10), 2).total > at_least
+    for change in ({"rank": 32}, {"dropout": 0.1}, {"precision": "fp32"}, {"accumulation": 2}):
+        assert memory(replace(plain, **change), SAMPLE, 2).total > at_least, change
+    assert memory(replace(plain, shard=8), SAMPLE, 2).total < at_least
+    assert memory(replace(plain, replicate=8), SAMPLE, 2).total == at_least
+
+
+def test_flops_of_one_adapter_by_hand() -> None:
+    """4 a frozen weight, 6 an adapter's; the two feed-forward networks share the tokens; attention by its keys."""
+    found = setup(TINY, targets=("self_attn.q_proj",))
+    attention_weights = 2 * 128 * 128 + 2 * 64 * 128
+    network = 3 * 128 * 256
+    frozen = 4 * (attention_weights + network) + 8 * 1026 * 128
+    adapter = 4 * 16 * (128 + 128)
+    assert flops_per_token(found, keys=0) == 4 * frozen + 6 * adapter
+    assert flops_per_token(found, keys=0, audio_share=0.3) == pytest.approx(4 * frozen + 6 * adapter)
+    assert flops_per_token(found, keys=100) - flops_per_token(found, keys=0) == 14 * 100 * 128 * 4

@@ -1,0 +1,292 @@
+"""Real processes, really stopped, killed, hung and out of disk."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from higgsc.contract.jobs import BatchJob, CheckpointJob, MeshJob, TrainJob
+from higgsc.contract.outcome import ExitCode
+from higgsc.contract.receipts import read_receipt
+from higgsc.contract.state import StepState, read_state
+from higgsc.train.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint, verify_checkpoint
+from higgsc.train.model import adapter_parameters, add_lora
+from higgsc.train.shelf import find_newest_whole, prune_checkpoints, recover_checkpoints
+
+from .conftest import Project
+from .test_checkpoint import LORA, REF
+from .test_resume import finish, long_job, outcome, stop_at_vote  # noqa: F401
+
+RUN_STEP = ("-m", "higgsc", "run-step")
+SECONDS = 120.0
+
+
+class Process:
+    """A training in processes of its own."""
+
+    def __init__(self, project: Project, job: TrainJob, *, ranks: int = 1, program: tuple[str, ...] = RUN_STEP) -> None:
+        self.project = project
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)) if ranks > 1 else ()
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+        self.log = project.root / "process.log"
+        with self.log.open("w") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, *launcher, *program, str(project.write(job))],
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in (*self.children(), self.process.pid):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait()
+
+    def children(self) -> list[int]:
+        """The processes that this one started; under torchrun, the ranks in their order."""
+        pid = self.process.pid
+        try:
+            return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            return []
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait for something that happens while it runs."""
+        end = time.monotonic() + SECONDS
+        while not condition():
+            assert self.process.poll() is None, f"ended before {what}:\n{self.output()}"
+            assert time.monotonic() < end, f"waited in vain until {what}:\n{self.output()}"
+            time.sleep(0.005)
+
+    def until_saved(self, step: int) -> None:
+        """Wait until a checkpoint of that step or a later one is there."""
+
+        def saved() -> bool:
+            state = read_state(self.project.root / "run", "train")
+            return state is not None and state.done >= step
+
+        self.until(saved, f"step {step} was saved")
+
+    def listens(self) -> bool:
+        """Whether it has installed a handler for SIGUSR2."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+        return bool(int(caught, 16) >> (signal.SIGUSR2 - 1) & 1)
+
+    def wait(self) -> int:
+        return self.process.wait(SECONDS)
+
+    def output(self) -> str:
+        return self.log.read_text()[-6000:]
+
+
+def two_ranks(project: Project, **changes: Any) -> TrainJob:
+    """Forty steps on two processes."""
+    job = long_job(project)
+    parts = {
+        "mesh": MeshJob(replicate=2, shard=1),
+        "batch": BatchJob(global_samples=4, micro_samples=1, accumulation=2),
+        "optimizer": job.optimizer.model_copy(update={"steps": 40}),
+        "checkpoint": CheckpointJob(every_steps=5, keep_last=2),
+    }
+    return long_job(project, **(parts | changes))
+
+
+@pytest.mark.slow
+def test_two_ranks_stopped_and_killed(project: Project) -> None:
+    """One rank is told to stop, then one rank is killed; what comes out is what two undisturbed ranks make."""
+    job = two_ranks(project)
+    with Process(project, job, ranks=2) as whole:
+        assert whole.wait() == 0, whole.output()
+    expected = outcome(project)
+    project.forget()
+
+    run = project.root / "run"
+    with Process(project, job, ranks=2) as stopped:
+        stopped.until_saved(5)
+        os.kill(stopped.children()[1], signal.SIGUSR2)  # the other rank does not know; they have to agree
+        assert stopped.wait() == 0, stopped.output()
+        assert "as asked; the same command goes on from there" in stopped.output()
+    state = read_state(run, "train")
+    assert state is not None
+    assert state.phase == "interrupted"
+    assert 5 <= state.done < 40
+    assert read_receipt(run, "train") is None
+
+    with Process(project, job, ranks=2) as killed:
+        killed.until_saved(state.done + 3)
+        os.kill(killed.children()[0], signal.SIGKILL)
+        before = time.monotonic()
+        assert killed.wait() != 0
+        assert time.monotonic() - before < 10
+    assert read_receipt(run, "train") is None
+
+    with Process(project, job, ranks=2) as finished:
+        assert finished.wait() == 0, finished.output()
+        assert "going on from step-" in finished.output()
+    assert outcome(project) == expected
+    assert read_receipt(run, "train") is not None
+    assert read_state(run, "train") == StepState("done", 40, 40)
+
+
+@pytest.mark.slow
+def test_going_on_with_another_mesh(project: Project, stop_at_vote: Any) -> None:  # noqa: F811
+    """One process, then two that share the base between them, then one again: the same samples in each step."""
+    job = long_job(project, log_every_steps=1, lora=project.job().lora)  # dropout would differ
+    project.train(job)
+    lines, weights = project.metrics(), project.adapter(10)
+    project.forget()
+    stop_at_vote(3)
+    project.attempt(job)
+    sharded = two_ranks(
+        project,
+        mesh=MeshJob(replicate=1, shard=2),
+        lora=job.lora,
+        log_every_steps=1,
+        optimizer=job.optimizer,
+        checkpoint=CheckpointJob(every_steps=1, keep_last=9),
+    )
+    with Process(project, sharded, ranks=2) as two:
+        two.until_saved(5)
+        os.kill(two.children()[0], signal.SIGUSR2)
+        assert two.wait() == 0, two.output()
+        assert "going on from step-2" in two.output()
+    assert read_state(project.root / "run", "train") != StepState("done", 10, 10)
+    finish(project, job, [], stop_at_vote)
+    for line, expected in zip(project.metrics(), lines, strict=True):
+        for name in ("step", "loss/total", "loss/audio_codebook_5", "loss/text", "grad_norm"):
+            assert line[name] == pytest.approx(expected[name], rel=1e-5), (line["step"], name)
+    for name, tensor in project.adapter(10).items():
+        torch.testing.assert_close(tensor, weights[name], rtol=0, atol=1e-5)
+
+
+def test_signals_before_and_while_torch_is_imported(project: Project) -> None:
+    """Ctrl-C on torchrun reaches a worker twice, and then the grace period of a scheduler begins."""
+    with Process(project, project.job()) as process:
+        process.until(process.listens, "it listens")
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGTERM, signal.SIGUSR2):
+            os.kill(process.process.pid, number)
+            time.sleep(0.05)  # two signals of a kind at the same instant are one
+        assert process.wait() == 0, process.output()
+        assert "train: stopped after 0 of 3 steps, as asked" in process.output()
+    assert read_state(project.root / "run", "train") == StepState("interrupted", 0, 3)
+
+
+def test_no_room_for_a_checkpoint(project: Project, stop_at_vote: Any) -> None:  # noqa: F811
+    job = long_job(project)
+    project.train(job)
+    expected = outcome(project)
+    project.forget()
+    stop_at_vote(4)
+    project.attempt(job)
+    folder = project.root / "run" / "checkpoints"
+    (kept,) = list_checkpoints(folder)
+    limit = (kept.path / "optimizer.safetensors").stat().st_size - 1
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        process = Process(project, job)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with process:
+        assert process.wait() == ExitCode.IO, process.output()
+        assert "cannot write: File too large" in process.output()
+        assert "Traceback" not in process.output()
+    assert [path.name for path in folder.iterdir()] == [kept.path.name]
+    verify_checkpoint(kept.path)
+    finish(project, job, [], stop_at_vote)
+    assert outcome(project) == expected
+
+
+IMPATIENT = """
+import sys
+from datetime import timedelta
+from higgsc.train import mesh
+mesh.TIMEOUT = timedelta(seconds=3)
+from higgsc.cli import main
+sys.argv.insert(1, "run-step")
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_fails_the_step(project: Project) -> None:
+    program = project.root / "impatient.py"
+    program.write_text(IMPATIENT)
+    job = two_ranks(project, optimizer=project.job().optimizer.model_copy(update={"steps": 10_000}))
+    with Process(project, job, ranks=2, program=(str(program),)) as process:
+        process.until_saved(5)
+        hung = process.children()[1]
+        os.kill(hung, signal.SIGSTOP)
+        before = time.monotonic()
+        process.until(lambda: "lost contact with the other processes" in process.log.read_text(), "the other noticed")
+        assert time.monotonic() - before < 15
+        os.kill(hung, signal.SIGKILL)  # torchrun would insist after 30 seconds
+        assert process.wait() != 0
+
+
+@pytest.fixture
+def tiny_adapter(model: Any) -> PeftModel:
+    return add_lora(model, LORA, seed=0)
+
+
+def test_killed_at_any_moment_of_saving(tiny_adapter: PeftModel, tmp_path: Path) -> None:
+    """A child saves one checkpoint after the other, in part over ones that are there, until it is killed."""
+    names = adapter_parameters(tiny_adapter)
+    chance = random.Random(0)
+    sizes = set()
+
+    def save_for_ever() -> None:
+        for number in range(10**6):
+            step = number // 2 + 1  # each one twice
+            weights = {name: torch.full_like(parameter, step) for name, parameter in names.items()}
+            save_checkpoint(tmp_path, step, model=tiny_adapter, weights=weights, ref=REF, metrics={"loss/audio": -step})
+            prune_checkpoints(tmp_path, 2)
+
+    for _ in range(25):
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+        child = os.fork()
+        if child == 0:
+            try:
+                save_for_ever()
+            finally:
+                os._exit(1)
+        time.sleep(chance.uniform(0.03, 0.12))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        published = {path.name for path in tmp_path.glob("step-*")} | {
+            path.name for path in tmp_path.glob(".*.replaced")
+        }
+        recover_checkpoints(tmp_path)
+        newest = find_newest_whole(tmp_path, lambda path: path)
+        sizes.add(len(published))
+        if not published:
+            assert newest is None
+            continue
+        assert newest is not None
+        steps = [int(name.strip(".").removeprefix("step-").removesuffix(".replaced")) for name in published]
+        assert read_checkpoint(newest).step == max(steps)
+        assert not list(tmp_path.glob("*.damaged"))
+        assert not list(tmp_path.glob(".*"))
+    assert max(sizes) >= 2
