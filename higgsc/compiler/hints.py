@@ -184,6 +184,8 @@ def for_bound(node: Node, path: NodePath, low: float | None, high: float | None)
     last = path[-1] if path else ""
     if isinstance(value, float) and not math.isfinite(value):
         return Hint("write `1e9`, which no gradient reaches" if last == "max_grad_norm" else "write a number")
+    if isinstance(value, int | float) and value < 0 and re.fullmatch(r"-[0-9.eE+-]+", written):
+        return Hint(f"write it without the minus: `{written[1:]}`")
     if not isinstance(value, int | float) or high is None:
         return Hint()
     if last == "learning_rate":
@@ -191,7 +193,7 @@ def for_bound(node: Node, path: NodePath, low: float | None, high: float | None)
         return Hint(f"did you mean `{forgot[1]}e-{forgot[2]}`?" if forgot else "LoRA takes rates of about `1e-4`")
     if str(last).endswith("seconds") and value / 1000 <= high:
         return Hint(f"it is given in seconds: `{value / 1000:g}`")
-    if high <= 1 and value / 100 <= high:
+    if high <= 1 and value >= 2 and value / 100 <= high:
         return Hint(f"it is a share, not per cent: `{_share(value)}`")
     return Hint()
 

@@ -182,6 +182,9 @@ def _first_character(source: SourceFile, problem: str, context: str, at: int, op
     match = re.match(r"[^\s,\]}]+", source.text[start : start + _SHOWN])
     word = match[0] if match else found
     help_ = f'quote the value: `"{word}"`' if word else "quote the value"
+    plain = re.sub(r"[^A-Za-z0-9._]+", "-", word).strip("-._")
+    if plain and re.match(r"\s*name:", raw_line(source, start)[1]):
+        help_ = f"write `name: {plain}`: a name has letters, digits, `.`, `_` and `-`"
     if found == "*" and re.fullmatch(r"\*[A-Za-z_][\w-]*", word):
         help_ = f"no value above is marked `&{word[1:]}`; if it is no alias, {help_}"
     return say(source, f"a value cannot start with `{found}` without quotes", start, start + len(word), help_)
@@ -204,6 +207,9 @@ def _colon(source: SourceFile, problem: str, at: int, opened: int) -> Diagnostic
     if match := re.match(r"\s*(?:- )*([\w.-]+): +(.*)", before):
         value = line[match.start(2) :].split(" #")[0].strip()
         help_ = f'quote a value with a colon: `{match[1]}: "{_cut(value)}"`'
+        plain = re.sub(r"[^A-Za-z0-9._]+", "-", value).strip("-._")
+        if match[1] == "name" and plain:
+            help_ = f"write `name: {_cut(plain)}`: a name has letters, digits, `.`, `_` and `-`"
         return say(source, "a second colon in one line", at, at + 1, help_)
     above = line_above(source, at)
     if above is not None and (fixed := _with_colon(above[1])) is not None:
