@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint unit generated bench clean tools
+.PHONY: demo test lint unit generated bench clean tools slurm
 
 demo: $(VENV)/installed
 	$(BIN)/higgsc run specs/quickstart.yaml
@@ -30,7 +30,15 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/build.py --torchx .venv-torchx/bin/torchx
 
 # The tests run shellcheck on every script that is emitted, and ask a real language server about the schema.
-tools: $(VENV)/node/installed
+tools: $(VENV)/node/installed slurm
+
+# They run the emitted scripts on a Slurm cluster of their own, which takes root; without it those tests are skipped.
+slurm:
+	@command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v sbatch >/dev/null \
+	  && command -v munged >/dev/null || \
+	  if [ "$$(id -u)" = 0 ]; then \
+	    apt-get update -qq && apt-get install -y -qq slurmctld slurmd slurm-client munge; \
+	  else echo "no Slurm here, and no root to install it: tests on a cluster will be skipped"; fi
 
 $(VENV)/node/installed: $(VENV)/installed
 	@for tool in shellcheck npm; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \

@@ -2,7 +2,7 @@
 
 `higgsc explain HC101` prints the explanation. Codes are grouped by the phase that finds the problem: HC0xx
 reading the file, HC1xx the schema, HC2xx composition, HC3xx topology and batch, HC4xx environment, HC5xx model
-and LoRA. A code, once published, keeps its meaning.
+and LoRA, HC6xx the cluster. A code, once published, keeps its meaning.
 """
 
 from __future__ import annotations
@@ -172,6 +172,21 @@ CODES: dict[str, Code] = {
         "longest samples that `data.limits.max_seconds` lets in, because one such batch ends the run. A tenth of the\n"
         "GPU stays free for what is not computed. Without a GPU type in `hardware` nothing is checked.",
     ),
+    "HC340": Code(
+        "two environments for the steps",
+        "The steps run in one Python: that of a virtual environment (`site.venv`), of a conda environment\n"
+        "(`site.conda`) or of a container (`site.container`). Modules can be loaded beside any of them.",
+    ),
+    "HC341": Code(
+        "a job without time to work",
+        "`site.signal_lead` seconds before the time limit, training is told to save and stop. Slurm may give the\n"
+        "warning up to 60 s early, and starting takes a while too, so the limit has to be two minutes longer.",
+    ),
+    "HC342": Code(
+        "a path with shell syntax",
+        "Values reach the scripts in quotes: `~`, `$HOME` and the like would name a folder of exactly that name.\n"
+        "Slurm itself takes a backslash in the name of a log file for an escape.",
+    ),
     "HC361": Code(
         "a loss of nothing",
         "The loss is `text` x text loss + `audio` x audio loss. With both weights 0 every gradient is 0, and the\n"
@@ -231,6 +246,22 @@ CODES: dict[str, Code] = {
     "HC502": Code(
         "a LoRA target matches a module that is not linear",
         "LoRA adds its low-rank pair to linear layers. Embeddings and norms cannot be targets.",
+    ),
+    "HC601": Code(
+        "the cluster refuses a job",
+        "Before anything is submitted, every job is shown to the scheduler (`sbatch --test-only`). What it says is\n"
+        "printed at the value that it is about. `higgsc doctor SPEC` compares all of them with the cluster at once.",
+    ),
+    "HC602": Code(
+        "the site does not fit its cluster",
+        "`higgsc doctor`, on a login node, compares a site with what `scontrol` and `sinfo` say: partition, time\n"
+        "limit, nodes, GPUs, cores, memory, account, QOS. Jobs that ask for what is not there are refused, or wait\n"
+        "for ever.",
+    ),
+    "HC603": Code(
+        "the site fits its cluster, but not as it stands now",
+        "`higgsc doctor` found that jobs would be taken, and wait: too few of the nodes that fit can take jobs.",
+        "warning",
     ),
     "HC503": Code(
         "an adapter on nothing",

@@ -12,7 +12,7 @@ from higgsc.compiler.compose import compose, project_root
 from higgsc.compiler.diagnostics import Diagnostic, Sink
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.passes import PASSES
-from higgsc.compiler.plan import Plan, SitePlan
+from higgsc.compiler.plan import Plan
 from higgsc.compiler.position import SourceFile
 from higgsc.compiler.schema import validate
 from higgsc.compiler.sweep import Point, expand
@@ -108,7 +108,6 @@ def _compile_point(point: Point, spec_path: str, folder: str, sink: Sink) -> Com
 
 
 def _plan(ir: Ir) -> Plan:
-    site = ir.spec.site
     return Plan(
         name=ir.spec.name,
         compiler=__version__,
@@ -117,7 +116,7 @@ def _plan(ir: Ir) -> Plan:
         run=ir.text("output"),
         hardware=str(ir.spec.hardware),
         steps=ir.steps,
-        site=SitePlan(**site.model_dump(exclude={"profile", "price_per_gpu_hour"})),
+        site=ir.spec.site,
         secrets=ir.spec.secrets,
     )
 

@@ -226,9 +226,11 @@ def for_pattern(node: Node, path: NodePath) -> Hint:
     if path[:1] == ("secrets",):
         plain = re.sub(r"[^A-Za-z0-9_]+", "_", value).strip("_").upper()
         return Hint(f"write `{plain}`, the name alone" if plain else "write `HF_TOKEN`")
-    if last in ("name", "profile", "partition", "account", "qos"):
+    if last in ("name", "profile", "partition", "account", "qos", "reservation", "gpu_type"):
         plain = re.sub(r"[^A-Za-z0-9._]+", "-", value).strip("-._")[:64]
         return Hint(f"`{plain}` would do" if plain else "write it in Latin letters, `arabic-1`")
+    if path[:1] == ("site",):
+        return Hint()  # the message says which form it has
     if "\t" in value:
         return Hint("in double quotes `\\t` is a tab: write the path with `/`")
     return Hint("write a path on one line")

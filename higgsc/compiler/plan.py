@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from higgsc.contract.jobs import JobBase
+from higgsc.spec.site import Site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,20 +38,10 @@ class Step:
     """Names of the steps that have to finish first."""
     resources: Resources
     job: JobBase
+    interruptible: bool
+    """Whether the step saves its work when asked to stop, and takes it up when started again."""
     job_path: str
     """Where the job file is written, relative to the project root."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SitePlan:
-    """What a cluster wants to know, as in the spec."""
-
-    partition: str | None
-    account: str | None
-    qos: str | None
-    time_limit: str
-    cpus_per_node: int | None
-    exclusive: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +60,8 @@ class Plan:
     hardware: str
     """Short form, `8×H200`."""
     steps: tuple[Step, ...]
-    site: SitePlan
+    site: Site
+    """The cluster, as in the spec."""
     secrets: tuple[str, ...]
     """Names of environment variables that the jobs need."""
 

@@ -68,7 +68,7 @@ def explain(ir: Ir, path: str, *, depth: int = 0) -> list[str] | None:
         except (KeyError, IndexError, TypeError):
             return None
     pad = "  " * depth
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value:
         return [line for key in value for line in explain(ir, f"{path}.{key}", depth=depth) or ()]
     origin = origin_of(ir, keys)
     lines = [f"{pad}{path} = {shown(value)}"]

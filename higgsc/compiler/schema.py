@@ -11,6 +11,7 @@ from higgsc.compiler.keys import Unknown, missing_key, unknown_key
 from higgsc.compiler.source import Node, NodePath
 from higgsc.compiler.violations import Violation, diagnose
 from higgsc.spec import Experiment
+from higgsc.spec.site import Site
 
 
 def validate(tree: Node, sink: Sink) -> Experiment | None:
@@ -19,6 +20,18 @@ def validate(tree: Node, sink: Sink) -> Experiment | None:
         return Experiment.model_validate(tree.plain())
     except ValidationError as error:
         _report(tree, error.errors(include_url=False), sink)
+    return None
+
+
+def validate_site(tree: Node, sink: Sink) -> Site | None:
+    """The value below `site` as a typed object; messages are those of a spec that chooses the site."""
+    node = tree.get("site")
+    assert node is not None
+    try:
+        return Site.model_validate(node.plain())
+    except ValidationError as error:
+        found = [{**row, "loc": ("site", *row["loc"])} for row in error.errors(include_url=False)]
+        _report(tree, found, sink)
     return None
 
 

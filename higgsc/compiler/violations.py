@@ -68,6 +68,10 @@ def diagnose(tree: Node, violation: Violation) -> Diagnostic:
         return _out_of_bounds(node, path, error)
     if not others and error["type"] == "string_pattern_mismatch":
         meaning = PATTERNS[error["ctx"]["pattern"]]
+        if error["loc"][-1] == "[key]":  # pydantic's word for the key of an entry
+            return Diagnostic(
+                "HC106", f"`{dotted(path[:-1])}` cannot have the key `{path[-1]}`: {meaning}", Label(node.place)
+            )
         return _say("HC106", f"`{key}` cannot be {_shown(node)}: {meaning}", node, for_pattern(node, path))
     if not others and error["type"] == "value_error":
         # Only a hardware shape has a reader of its own; its message starts with the value, as Python shows it.

@@ -6,6 +6,7 @@ installed their handlers yet, the signal saves the wait. SIGUSR1 stays with the 
 
 from __future__ import annotations
 
+import atexit
 import signal
 import time
 from pathlib import Path
@@ -25,6 +26,12 @@ def listen() -> None:
     """Remember signals from here on instead of dying of them; the sooner in a process, the better."""
     for number in SIGNALS:
         signal.signal(number, _note)
+    atexit.register(_work_is_over)
+
+
+def _work_is_over() -> None:
+    """Ignore a late SIGUSR2: Python takes its handlers down before it ends, and the process would die of it."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def interrupt_instead() -> None:

@@ -36,7 +36,7 @@ def plan_file(build: Build) -> dict[str, str]:
         "run": plan.run,
         "hardware": plan.hardware,
         "secrets": plan.secrets,
-        "site": asdict(plan.site),
+        "site": plan.site.model_dump(mode="json", exclude={"profile", "price_per_gpu_hour"}),
         "steps": steps,
     }
     return {"plan.json": json.dumps(document, indent=2, ensure_ascii=False) + "\n"}

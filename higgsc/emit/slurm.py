@@ -2,58 +2,167 @@
 
 from __future__ import annotations
 
-from higgsc.compiler.plan import Plan, SitePlan, Step
+from higgsc.compiler.plan import Plan, Step
 from higgsc.emit.build import Build
 from higgsc.emit.environment import environment
-from higgsc.emit.shell import render
+from higgsc.emit.shell import Shell, quote, quote_argv, render
+from higgsc.spec.site import Container
+
+PASSED_ON = "PATH,LD_LIBRARY_PATH,PYTHONPATH,LANG"
+"""Variables that a job takes over from where it was submitted. Slurm writes them to its disk, so there are few."""
 
 
 def slurm(build: Build) -> dict[str, str]:
     """Emit the job scripts and the script that submits them."""
     plan = build.plan
-    files = {}
-    for step in plan.steps:
-        files[f"slurm/{step.name}.sbatch"] = render(
-            "slurm/step.sbatch.j2",
-            plan=plan,
-            step=step,
-            path=f"{plan.build}/slurm/{step.name}.sbatch",
-            directives=_directives(plan, step),
-            environment=lambda step: environment(step, plan.site),
-        )
+    scripts = {step.name: f"slurm/{step.name}.sbatch" for step in plan.steps}
+    files = {scripts[step.name]: _script(plan, step, f"{plan.build}/{scripts[step.name]}") for step in plan.steps}
     files["slurm/submit.sh"] = render(
         "slurm/submit.sh.j2",
         plan=plan,
         root=build.root_from("slurm"),
         logs=f"{plan.run}/logs",
-        scripts={step.name: f"{plan.build}/slurm/{step.name}.sbatch" for step in plan.steps},
+        jobs=_jobs(plan),
+        scripts={name: f"{plan.build}/{path}" for name, path in scripts.items()},
     )
     return files
 
 
+def _script(plan: Plan, step: Step, path: str) -> str:
+    variables = environment(step, plan.site)
+    if step.resources.gpus_per_node and step.resources.world_size > 1:
+        # A collective that hangs leaves the trace of every rank beside the logs (`torchfrtrace` reads them).
+        variables["TORCH_NCCL_DUMP_ON_TIMEOUT"] = "1"
+        variables["TORCH_FR_DUMP_TEMP_FILE"] = f"{plan.run}/logs/nccl-trace-"
+    return render(
+        "slurm/step.sbatch.j2",
+        plan=plan,
+        step=step,
+        site=plan.site,
+        path=path,
+        directives=_directives(plan, step),
+        variables=variables,
+        command=_command(plan, step, [*variables, *plan.secrets]),
+        requeues=plan.site.max_requeues if plan.site.chain == 1 else 0,
+    )
+
+
+def _jobs(plan: Plan) -> list[tuple[str, Step, tuple[str, ...], str]]:
+    """What `submit.sh` submits: a shell variable for the job, its step, the variables of jobs it waits for, and how.
+
+    A chain is the same script several times, each waiting for the end of the one before, whatever it was.
+    """
+    jobs = []
+    last: dict[str, str] = {}
+    for step in plan.steps:
+        needs, how = tuple(last[need] for need in step.needs), "afterok"
+        for link in range(plan.site.chain if step.interruptible else 1):
+            variable = step.name if link == 0 else f"{step.name}_{link + 1}"
+            jobs.append((variable, step, needs, how))
+            needs, how = (variable,), "afterany"
+            last[step.name] = variable
+    return jobs
+
+
 def _directives(plan: Plan, step: Step) -> list[tuple[str, str | None]]:
-    """`#SBATCH` options: one homogeneous allocation, one task a node (torchrun starts the workers)."""
-    site: SitePlan = plan.site
-    resources = step.resources
+    """`#SBATCH` options: one homogeneous allocation, one task a node or, if srun is the launcher, one a process."""
+    site, resources = plan.site, step.resources
+    tasks = resources.processes_per_node if site.launcher == "srun" else 1
     options: list[tuple[str, str | None]] = [
         ("job-name", f"{plan.name}-{step.name}"),
         ("nodes", str(resources.nodes)),
-        ("ntasks-per-node", "1"),
+        ("ntasks-per-node", str(tasks)),
     ]
     if resources.gpus_per_node:
-        options.append(("gpus-per-node", str(resources.gpus_per_node)))
+        kind = f"{site.gpu_type}:" if site.gpu_type is not None else ""
+        style = "gres" if site.gpu_request == "gres" else "gpus-per-node"
+        options.append((style, f"{'gpu:' if style == 'gres' else ''}{kind}{resources.gpus_per_node}"))
     if site.cpus_per_node is not None:
-        options.append(("cpus-per-task", str(_cpus(plan, step, site.cpus_per_node))))
+        options.append(("cpus-per-task", str(max(1, _share(plan, step, site.cpus_per_node) // tasks))))
     if site.exclusive and resources.world_size > 1:
         options += [("exclusive", None), ("mem", "0")]
-    options.append(("time", site.time_limit))
-    for name in ("partition", "account", "qos"):
+    elif site.memory_per_node is not None:
+        options.append(("mem", f"{_share(plan, step, site.memory_per_node)}G"))
+    options.append(("time", _slurm_time(site.time_limit)))
+    for name in ("partition", "account", "qos", "reservation", "constraint", "exclude"):
         if (value := getattr(site, name)) is not None:
             options.append((name, value))
-    return [*options, ("output", f"{plan.run}/logs/{step.name}-%j.log"), ("open-mode", "append")]
+    if site.mail is not None:
+        last = step is plan.steps[-1]
+        options += [("mail-user", site.mail), ("mail-type", "END,FAIL,REQUEUE" if last else "FAIL,REQUEUE")]
+    if step.interruptible:
+        options.append(("signal", f"B:USR1@{site.signal_lead}"))
+    log = f"{plan.run}/logs/{step.name}".replace("%", "%%")  # Slurm has patterns of its own in file names
+    return [*options, ("requeue", None), ("output", f"{log}-%j.log"), ("open-mode", "append"), ("export", PASSED_ON)]
 
 
-def _cpus(plan: Plan, step: Step, cpus_per_node: int) -> int:
-    """A step on part of a node gets its GPUs' share of the cores."""
+def _slurm_time(limit: str) -> str:
+    """Hours and minutes alone would be minutes and seconds to Slurm."""
+    return f"{limit}:00" if limit.count(":") == 1 and "-" not in limit else limit
+
+
+def _share(plan: Plan, step: Step, of_a_node: int) -> int:
+    """A step on some of a node's GPUs gets their share of it."""
     most = max(other.resources.processes_per_node for other in plan.steps)
-    return max(1, cpus_per_node * step.resources.processes_per_node // most)
+    return max(1, of_a_node * step.resources.processes_per_node // most)
+
+
+def _command(plan: Plan, step: Step, variables: list[str]) -> Shell:
+    """The step's command, one part a line: srun, what shields it from signals, the container, the launcher, itself."""
+    site, resources = plan.site, step.resources
+    python, *arguments = step.argv
+    parts = [Shell("srun --kill-on-bad-exit=1" + (" --label" if resources.nodes > 1 else ""))]
+    if site.container is not None and site.container.runtime == "pyxis":
+        parts.append(_pyxis(site.container))
+    many = resources.world_size > 1
+    if step.interruptible:
+        parts.append(Shell('"${shielded[@]}"'))
+    if many and site.launcher == "srun":
+        parts.append(Shell('"${ranked[@]}"'))
+        variables = [*variables, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
+    if site.container is not None and site.container.runtime != "pyxis":
+        parts.append(_wrapper(site.container, variables, gpus=bool(resources.gpus_per_node)))
+    if many and site.launcher == "torchrun":
+        parts += _torchrun(python, step)
+        parts.append(quote_argv(arguments))
+    else:
+        parts.append(quote_argv(step.argv))
+    return Shell(" \\\n  ".join(parts))
+
+
+def _torchrun(python: str, step: Step) -> list[Shell]:
+    resources = step.resources
+    start = f"{quote(python)} -m torch.distributed.run"
+    processes = f"--nproc-per-node={resources.processes_per_node}"
+    if resources.nodes == 1:
+        return [Shell(f"{start} --standalone {processes}")]
+    return [
+        Shell(f"{start} --nnodes={resources.nodes} {processes}"),
+        Shell('--rdzv-backend=c10d --rdzv-endpoint="$head_node:$port" --rdzv-id="$SLURM_JOB_ID-$restarts"'),
+    ]
+
+
+def _pyxis(container: Container) -> Shell:
+    mounts = ",".join(_both_sides(mount) for mount in container.mounts)
+    here = Shell('--container-workdir="$PWD" --container-mounts="$PWD:$PWD"' + (f",{quote(mounts)}" if mounts else ""))
+    return Shell(f"--container-image={quote(container.image)} --no-container-mount-home {here}")
+
+
+def _wrapper(container: Container, variables: list[str], *, gpus: bool) -> Shell:
+    """Apptainer or Enroot as a command before the command."""
+    mounts = [_both_sides(mount) for mount in container.mounts]
+    if container.runtime == "apptainer":
+        words = ["apptainer exec", *(["--nv"] if gpus else []), '--pwd "$PWD" --bind "$PWD"']
+        words += [f"--bind {quote(mount)}" for mount in mounts]
+        return Shell(" ".join([*words, quote(container.image)]))
+    # Enroot passes no variables on but those it is told, and starts in the root folder.
+    words = ['enroot start --mount "$PWD:$PWD"', *(f"--mount {quote(mount)}" for mount in mounts)]
+    names = [*variables, *(["CUDA_VISIBLE_DEVICES"] if gpus else [])]
+    words += [f"--env {quote(name)}" for name in dict.fromkeys(names)]
+    return Shell(" ".join([*words, quote(container.image), 'env --chdir="$PWD"']))
+
+
+def _both_sides(mount: str) -> str:
+    """`/data` and `/data:ro` as `/data:/data` and `/data:/data:ro`."""
+    source, *rest = mount.split(":")
+    return ":".join([source, *rest] if rest and rest != ["ro"] else [source, source, *rest])

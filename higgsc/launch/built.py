@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ class BuiltStep(BaseModel):
     argv: tuple[str, ...]
     needs: tuple[str, ...]
     resources: BuiltResources
+    interruptible: bool
     job_path: str
     """Relative to the project root."""
 
@@ -64,3 +66,32 @@ def load_plan(build: Path) -> BuiltPlan:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise StepError(f"not a plan of this version: {where}: {first['msg']}", path=path) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A build on disk, with the places that its relative paths start from. All paths are absolute."""
+
+    plan: BuiltPlan
+    folder: Path
+    """Of the build."""
+    root: Path
+    """The project root: the working directory of every step."""
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.root / self.plan.run
+
+    def step(self, name: str) -> BuiltStep:
+        return next(step for step in self.plan.steps if step.name == name)
+
+
+def open_build(folder: Path) -> Target:
+    """A build by its folder.
+
+    Raises:
+        StepError: As `load_plan`.
+    """
+    plan = load_plan(folder)
+    return Target(plan=plan, folder=folder.resolve(), root=(folder / plan.root).resolve())

@@ -6,7 +6,6 @@ ran again. What a step prints goes to `<run>/logs/<step>.log`; its progress is r
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -17,12 +16,17 @@ from pathlib import Path
 
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.receipts import read_receipt, why_stale
-from higgsc.launch.built import BuiltPlan, BuiltStep, load_plan
-from higgsc.launch.journal import Journal, JournalStep, now
+from higgsc.contract.state import read_state
+from higgsc.contract.stop import request_stop
+from higgsc.launch.background import LocalScheduler
+from higgsc.launch.built import BuiltPlan, BuiltStep, Target, open_build
+from higgsc.launch.folder import held, start_afresh
+from higgsc.launch.journal import Journal, JournalStep, now, read_journal
+from higgsc.launch.submit import digest_at, live_jobs, refuse_other_work
 from higgsc.launch.watch import Watcher
 
-SECONDS_TO_STOP = 30.0
-"""How long an interrupted step may take to end by itself."""
+SECONDS_TO_STOP = 300.0
+"""How long an interrupted step may take to save and end by itself."""
 
 
 def run_plan(build: Path, *, first: str | None = None) -> Iterator[str]:
@@ -38,21 +42,14 @@ def run_plan(build: Path, *, first: str | None = None) -> Iterator[str]:
     Raises:
         StepError: A step failed (its own exit code), was interrupted (75), or cannot run here.
     """
-    plan = load_plan(build)
-    root = (build / plan.root).resolve()
-    run = root / plan.run
+    target = open_build(build)
+    plan, root, run = target.plan, target.root, target.run
     names = [step.name for step in plan.steps]
     if first is not None and first not in names:
         raise StepError(f"no step `{first}`; the steps are {', '.join(names)}", code=ExitCode.USAGE)
     _refuse_what_needs_a_cluster(plan)
-    run.mkdir(parents=True, exist_ok=True)
-    with _only_runner(run):
-        journal = Journal(
-            plan=plan.name,
-            build=os.path.relpath(build, root),
-            scheduler="local",
-            steps={name: JournalStep() for name in names},
-        )
+    with held(run, "run"):
+        journal = _start(target)
         ran: set[str] = set()
         for step in plan.steps:
             reason = _reason_to_run(step, run, root, ran, forced=first is not None and step.name == first)
@@ -60,13 +57,31 @@ def run_plan(build: Path, *, first: str | None = None) -> Iterator[str]:
                 journal.record(run, step.name, state="skipped", reason="done before, nothing changed")
                 yield f"  {step.name:<9} done before   {_summary(run, step.name)}"
                 continue
-            _run_step(step, build, root, run, journal, reason)
+            _run_step(step, target, journal, reason)
             ran.add(step.name)
             yield f"  {step.name:<9} {_seconds(run, step.name):>7.1f} s     {_summary(run, step.name)}"
     for step in plan.steps:
         receipt = read_receipt(run, step.name)
         for output in receipt.outputs if receipt else ():
             yield f"  {step.name} → {os.path.relpath(root / output)}"
+
+
+def _start(target: Target) -> Journal:
+    """A new journal, once it is certain that no scheduler works in the same folder."""
+    digest, local = digest_at(target), LocalScheduler()
+    earlier = read_journal(target.run)
+    if earlier is not None and earlier.scheduler != local.name:
+        refuse_other_work(earlier, live_jobs(target, earlier, local), digest=digest, scheduler=local.name)
+    start_afresh(target.run)
+    return Journal(
+        plan=target.plan.name,
+        build=os.path.relpath(target.folder, target.root),
+        root=os.path.relpath(target.root, target.run),
+        digest=digest,
+        scheduler=local.name,
+        submitted=now(),
+        steps={step.name: JournalStep(job=str(os.getpid())) for step in target.plan.steps},
+    )
 
 
 def _reason_to_run(step: BuiltStep, run: Path, root: Path, ran: set[str], *, forced: bool) -> str | None:
@@ -78,7 +93,8 @@ def _reason_to_run(step: BuiltStep, run: Path, root: Path, ran: set[str], *, for
     return why_stale(read_receipt(run, step.name), job_path=root / step.job_path, root=root)
 
 
-def _run_step(step: BuiltStep, build: Path, root: Path, run: Path, journal: Journal, reason: str) -> None:
+def _run_step(step: BuiltStep, target: Target, journal: Journal, reason: str) -> None:
+    root, run = target.root, target.run
     log = run / "logs" / f"{step.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     (run / "heartbeat.json").unlink(missing_ok=True)
@@ -87,7 +103,7 @@ def _run_step(step: BuiltStep, build: Path, root: Path, run: Path, journal: Jour
     earlier = log.stat().st_size if log.exists() else 0
     with log.open("ab") as stream:
         process = subprocess.Popen(
-            ["bash", str(build.resolve() / "torchrun" / "run.sh"), step.name],
+            ["bash", str(target.folder / "torchrun" / "run.sh"), step.name],
             cwd=root,
             stdin=subprocess.DEVNULL,
             stdout=stream,
@@ -99,11 +115,11 @@ def _run_step(step: BuiltStep, build: Path, root: Path, run: Path, journal: Jour
             with _terminate_as_interrupt(), Watcher(step.name, step.title, run) as watcher:
                 code = watcher.wait(process)
         except KeyboardInterrupt:
-            code = _stop(process)
-            journal.record(run, step.name, state="interrupted", ended=now(), exit_code=code)
-            raise StepError(
-                f"{step.name} was interrupted", code=ExitCode.INTERRUPTED, help="`higgsc run` again takes it up"
-            ) from None
+            code = _stop(process, run)
+            if code != 0 or read_receipt(run, step.name) is None:
+                raise _interrupted(step, run, journal, code) from None
+    if code == ExitCode.INTERRUPTED or (read_receipt(run, step.name) is None and _saved(run, step.name)):
+        raise _interrupted(step, run, journal, code)
     if code != 0:
         journal.record(run, step.name, state="failed", ended=now(), exit_code=code)
         tail = log.read_bytes()[earlier:].decode("utf-8", "replace").rstrip().splitlines()[-20:]
@@ -114,8 +130,25 @@ def _run_step(step: BuiltStep, build: Path, root: Path, run: Path, journal: Jour
             path=os.path.relpath(log),
         )
     if read_receipt(run, step.name) is None:
+        journal.record(run, step.name, state="failed", reason="ended without a receipt", ended=now(), exit_code=0)
         raise StepError(f"{step.name} ended without a receipt", code=ExitCode.INTERNAL, path=os.path.relpath(log))
     journal.record(run, step.name, state="done", ended=now(), exit_code=0)
+
+
+def _interrupted(step: BuiltStep, run: Path, journal: Journal, code: int) -> StepError:
+    state = read_state(run, step.name)
+    kept = f" after {state.done} of {state.total}, which is saved" if state and state.phase == "interrupted" else ""
+    journal.record(run, step.name, state="interrupted", ended=now(), exit_code=code)
+    return StepError(
+        f"{step.name} was interrupted{kept}",
+        code=ExitCode.INTERRUPTED,
+        help="`higgsc run` again takes it up",
+    )
+
+
+def _saved(run: Path, step: str) -> bool:
+    state = read_state(run, step)
+    return state is not None and state.phase == "interrupted"
 
 
 def _environment() -> dict[str, str]:
@@ -124,12 +157,14 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
 
 
-def _stop(process: subprocess.Popen[bytes]) -> int:
-    """Ask the step's whole process group to end, then insist."""
+def _stop(process: subprocess.Popen[bytes], run: Path) -> int:
+    """Ask the step to save and end (`run.sh` waits for it); insist on a second Ctrl-C, or when it takes too long."""
+    request_stop(run)
     os.killpg(process.pid, signal.SIGTERM)
+    print("stopping; a second Ctrl-C does not wait for the checkpoint", file=sys.stderr, flush=True)
     try:
         return process.wait(SECONDS_TO_STOP)
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
         os.killpg(process.pid, signal.SIGKILL)
         return process.wait()
 
@@ -148,24 +183,13 @@ def _terminate_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-@contextmanager
-def _only_runner(run: Path) -> Iterator[None]:
-    """Hold the run's lock: two runners in one folder would overwrite each other's checkpoints."""
-    with (run / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StepError("another `higgsc run` is working in this folder", code=ExitCode.IO, path=run) from error
-        yield
-
-
 def _refuse_what_needs_a_cluster(plan: BuiltPlan) -> None:
     for step in plan.steps:
         if step.resources.nodes > 1:
             raise StepError(
                 f"step {step.name} of {plan.name} needs {step.resources.nodes} nodes ({plan.hardware}); this is one",
                 code=ExitCode.USAGE,
-                help=f"submit slurm/submit.sh of the build, or change `hardware` in {plan.spec}",
+                help=f"`higgsc submit --scheduler slurm`, or change `hardware` in {plan.spec}",
             )
 
 

@@ -17,12 +17,28 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _ENVIRONMENT_NAME = r"^[A-Z_][A-Z0-9_]{0,63}$"
 _PATH = r"^[^\x00-\x1f\x7f]+$"
 _TIME_LIMIT = r"^([0-9]{1,3}-)?[0-9]{1,3}:[0-5][0-9](:[0-5][0-9])?$"
+_LIST = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}(,[A-Za-z0-9][A-Za-z0-9._:-]{0,63}){0,63}$"
+_NODES = r"^[A-Za-z][A-Za-z0-9._,\[\]-]{0,1023}$"
+_FEATURES = r"^[A-Za-z0-9(\[][A-Za-z0-9._:&|*,()\[\]-]{0,255}$"
+_MODULE = r"^[A-Za-z0-9][A-Za-z0-9._+/-]{0,127}$"
+_MAIL = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}@[A-Za-z0-9][A-Za-z0-9.-]{0,127}$"
+_IMAGE = r"^[A-Za-z0-9./][A-Za-z0-9._:/#@+-]{0,511}$"
+_MOUNT = r"^/[A-Za-z0-9._/+@ -]{0,255}(:/[A-Za-z0-9._/+@ -]{0,255})?(:ro)?$"
+_VALUE = r"^[^\x00-\x1f\x7f]*$"
 
 PATTERNS = {
     _NAME: "a name has letters, digits, `.`, `_` and `-`, starts with a letter or digit, and has 64 characters at most",
     _ENVIRONMENT_NAME: "the name of an environment variable has capital letters, digits and `_`",
     _PATH: "a path has at least one character and no control characters",
     _TIME_LIMIT: "a time limit is `[days-]hours:minutes[:seconds]`, such as `24:00:00` or `2-12:00`",
+    _LIST: "names with letters, digits, `.`, `_`, `:` and `-`, with commas and no spaces between them",
+    _NODES: "nodes are listed as Slurm does, such as `node07,node[10-12]`",
+    _FEATURES: "features are joined as Slurm does, such as `h100&ib` or `[rack1|rack2]`, without spaces",
+    _MODULE: "a module is a name with a version, such as `cuda/12.8`",
+    _MAIL: "a mail address has a form such as `ada@example.org`",
+    _IMAGE: "an image is a path or a name such as `docker://org/image:tag`, without spaces",
+    _MOUNT: "a mount is a folder such as `/data`, `/host:/inside` or `/host:/inside:ro`",
+    _VALUE: "the value of an environment variable has no control characters",
 }
 """What each pattern means, for messages."""
 
@@ -44,3 +60,28 @@ def seconds_of(limit: TimeLimit) -> int:
     days, _, clock = limit.rpartition("-")
     hours, minutes, seconds = (*map(int, clock.split(":")), 0)[:3]
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+WordList = Annotated[str, StringConstraints(pattern=_LIST)]
+"""Names with commas between them."""
+
+NodeList = Annotated[str, StringConstraints(pattern=_NODES)]
+"""Host names in Slurm's notation."""
+
+NodeFeatures = Annotated[str, StringConstraints(pattern=_FEATURES)]
+"""Features of nodes, joined as in `--constraint`."""
+
+ModuleName = Annotated[str, StringConstraints(pattern=_MODULE)]
+"""A name for `module load`."""
+
+MailAddress = Annotated[str, StringConstraints(pattern=_MAIL)]
+"""A mail address."""
+
+ImageName = Annotated[str, StringConstraints(pattern=_IMAGE)]
+"""A container image: a file or a name in a registry."""
+
+Mount = Annotated[str, StringConstraints(pattern=_MOUNT)]
+"""A folder of the host, where it appears in a container, and `ro` for read-only."""
+
+EnvironmentValue = Annotated[str, StringConstraints(pattern=_VALUE)]
+"""The value of an environment variable."""

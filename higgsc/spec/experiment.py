@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, Field
 
 from higgsc.spec.base import EnvironmentName, FilePath, Name, SpecModel
 from higgsc.spec.data import Data
-from higgsc.spec.hardware import Hardware, Parallelism, Site
+from higgsc.spec.hardware import Hardware, Parallelism
+from higgsc.spec.site import Site
 from higgsc.spec.training import Checkpoint, Evaluate, Lora, Loss, Merge, Training
 
 
@@ -66,7 +67,8 @@ class Experiment(SpecModel):
     sweep: dict[str, tuple[Any, ...]] | None = None
     """Keys to lists of values, a plan for each combination; keys joined by commas change together."""
     secrets: tuple[EnvironmentName, ...] = ()
-    """Names of environment variables that must be set where the jobs run."""
+    """Names of environment variables that the jobs need: set where they run, or each in a file of its own,
+    `~/.config/higgsc/secrets/NAME`."""
     output: FilePath | None = None
     """Folder of the run; `runs/<name>` if not given."""
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -1,4 +1,4 @@
-"""Where a plan runs: the shape of the machine, the mesh over it, and the cluster's own words for it."""
+"""Where a plan runs: the shape of the machine and the mesh over it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
-from higgsc.spec.base import Name, SpecModel, TimeLimit
+from higgsc.spec.base import SpecModel
 
 _SHAPE = re.compile(r"(?:([1-9][0-9]{0,3})x)?([1-9][0-9]{0,2})(?:x([A-Za-z][A-Za-z0-9-]*))?")
 
@@ -73,27 +73,3 @@ class Parallelism(SpecModel):
     """Copies of the model, each on other samples (data parallel); `auto` takes the GPUs that `shard` leaves."""
     shard: int = Field(default=1, ge=1)
     """Processes that share one copy of the model's weights (FSDP2). 1 is right for LoRA on 80 GB and more."""
-
-
-class Site(SpecModel):
-    """What belongs to a cluster rather than to an experiment.
-
-    Usually kept in `specs/sites/NAME.yaml` and chosen with `site: NAME`. Values given beside `profile` win over
-    those of the file."""
-
-    profile: Name | None = None
-    """The file in `specs/sites/`, without `.yaml`."""
-    partition: Name | None = None
-    """`#SBATCH --partition`."""
-    account: Name | None = None
-    """`#SBATCH --account`: who pays."""
-    qos: Name | None = None
-    """`#SBATCH --qos`: quality of service."""
-    time_limit: TimeLimit = "24:00:00"
-    """Longest time of one job in Slurm's notation, `[days-]hours:minutes[:seconds]`; 24 hours if not given."""
-    cpus_per_node: int | None = Field(default=None, ge=1, le=1024)
-    """CPU cores that a job gets on each node; sets `--cpus-per-task` and the OpenMP threads."""
-    exclusive: bool = False
-    """Whether jobs of several GPUs take whole nodes."""
-    price_per_gpu_hour: float | None = Field(default=None, ge=0)
-    """What an hour of one GPU costs, in whatever currency you count; `higgsc plan` and the report multiply by it."""

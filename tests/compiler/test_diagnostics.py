@@ -41,7 +41,8 @@ def test_fixture_provokes_its_code(spec: Path) -> None:
 
 def test_every_code_has_a_fixture() -> None:
     elsewhere = {"HC202", "HC411"}  # test_override.py, test_presence.py
-    assert set(CODES) - elsewhere == {spec.stem.split("-")[0] for spec in SPECS}
+    by_the_cluster = {"HC601", "HC602", "HC603"}  # tests/launch
+    assert set(CODES) - elsewhere - by_the_cluster == {spec.stem.split("-")[0] for spec in SPECS}
 
 
 def test_the_valid_fixture_has_nothing_to_say() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from higgsc.emit.build import builds_of
 from higgsc.emit.emitters import emit_all
 from higgsc.emit.write import write
 from higgsc.launch.local import run_plan
+from tests.launch.conftest import Project
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -158,7 +160,7 @@ def test_interrupting_stops_the_step_and_can_be_taken_up(build: Path) -> None:
 def test_two_runs_in_one_folder_are_refused(build: Path) -> None:
     running = run_plan(build)
     next(running)
-    with pytest.raises(StepError, match="another `higgsc run`"):
+    with pytest.raises(StepError, match="another `higgsc run "):
         next(run_plan(build))
     list(running)
 
@@ -174,3 +176,33 @@ def test_an_unknown_step_and_a_missing_build_are_refused(build: Path, tmp_path: 
 def test_a_plan_for_several_nodes_is_refused_here() -> None:
     with pytest.raises(StepError, match="needs 2 nodes"):
         next(run_plan(REPOSITORY / "generated" / "two-node"))
+
+
+def test_a_step_that_was_asked_to_stop_is_interrupted_though_it_ends_with_0(project: Project) -> None:
+    """Exit codes do not survive torchrun: the step's state says that it has more to do."""
+    project.behave(train={"steps": 300})
+    running = subprocess.Popen(
+        [sys.executable, "-m", "higgsc", "run", "generated/t"],
+        cwd=project.root,
+        env=project.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    project.until(lambda: (project.run / "state" / "train").exists())
+    (project.run / "stop").touch()
+    said = running.communicate(timeout=30)[1]
+    assert running.returncode == ExitCode.INTERRUPTED
+    assert re.search(r"train was interrupted after \d+ of 300, which is saved", said)
+    assert states(project.build) == {"prepare": "done", "train": "interrupted", "merge": "waiting"}
+    assert project.states()["train"] == "interrupted"
+    project.behave(train={"steps": int((project.run / "state/train").read_text().split()[1]) + 1})
+    list(run_plan(project.build))
+    assert states(project.build) == {"prepare": "skipped", "train": "done", "merge": "done"}
+
+
+def test_a_step_that_ends_with_neither_receipt_nor_state_is_a_failure(project: Project) -> None:
+    (project.root / "step.py").write_text("")
+    with pytest.raises(StepError, match="ended without a receipt"):
+        list(run_plan(project.build))
+    assert states(project.build)["prepare"] == "failed"

@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"/../../..
 mkdir -p runs/arabic/logs # Slurm does not create the folder of a job's output
+rm -f runs/arabic/cancelled
 
 prepare=$(sbatch --parsable \
   generated/arabic/slurm/prepare.sbatch)

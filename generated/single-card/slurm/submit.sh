@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"/../../..
 mkdir -p runs/single-card/logs # Slurm does not create the folder of a job's output
+rm -f runs/single-card/cancelled
 
 prepare=$(sbatch --parsable \
   generated/single-card/slurm/prepare.sbatch)

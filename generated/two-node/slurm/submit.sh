@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"/../../..
 mkdir -p runs/two-node/logs # Slurm does not create the folder of a job's output
+rm -f runs/two-node/cancelled
 
 prepare=$(sbatch --parsable \
   generated/two-node/slurm/prepare.sbatch)

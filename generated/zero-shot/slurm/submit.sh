@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"/../../..
 mkdir -p runs/zero-shot/logs # Slurm does not create the folder of a job's output
+rm -f runs/zero-shot/cancelled
 
 prepare=$(sbatch --parsable \
   generated/zero-shot/slurm/prepare.sbatch)

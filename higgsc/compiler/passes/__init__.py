@@ -18,6 +18,7 @@ from higgsc.compiler.passes.memory import memory
 from higgsc.compiler.passes.paths import paths
 from higgsc.compiler.passes.pinning import pinning
 from higgsc.compiler.passes.schedule import schedule
+from higgsc.compiler.passes.site import site
 from higgsc.compiler.passes.steps import steps
 from higgsc.compiler.passes.time_limit import time_limit
 from higgsc.compiler.passes.topology import topology
@@ -36,5 +37,6 @@ PASSES: tuple[Pass, ...] = (
     lora_targets,
     memory,  # needs the mesh, the accumulation and the adapter's modules
     time_limit,  # the same
+    site,
     steps,  # last: turns what the others derived into steps and job files
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from higgsc.compiler.diagnostics import Sink
+from higgsc.compiler.diagnostics import Diagnostic, Sink
 from higgsc.compiler.ir import Ir
 
 
@@ -11,6 +11,7 @@ def folders(ir: Ir, sink: Sink) -> Ir:
 
     The points of a sweep share neither: a given output gets a folder for each of them.
     """
+    _refuse_backslash(ir, sink)
     output = ir.spec.output
     if output is None:
         ir = ir.derive("output", f"runs/{ir.spec.name}", "runs/<name>", by="folders", inputs=("name",))
@@ -22,3 +23,9 @@ def folders(ir: Ir, sink: Sink) -> Ir:
     if ir.spec.data.store is None:
         return ir.derive("data.store", f"{ir.text('output')}/store", "<output>/store", by="folders", inputs=("output",))
     return ir.derive("data.store", ir.spec.data.store.rstrip("/"), "as given", by="folders")
+
+
+def _refuse_backslash(ir: Ir, sink: Sink) -> None:
+    """Slurm reads the names of log files, and takes a backslash for an escape."""
+    if "\\" in (ir.spec.output or ""):
+        sink.add(Diagnostic("HC342", "`output` cannot have a backslash", ir.label("output"), help="write `/`"))

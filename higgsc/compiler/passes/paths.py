@@ -47,7 +47,7 @@ def _wrong(at: str, path: str) -> tuple[str, str] | None:
         return f"`{at}` holds U+{ord(odd):04X}, which cannot be seen", "take it out"
     if path != path.strip():
         return f"`{at}` starts or ends with a space", f"write `{path.strip()}`"
-    if _DRIVE.match(path) or "\\" in path:
+    if _DRIVE.match(path) and at != "output":  # of a backslash in `output`, `folders` says more
         return f"`{at}` is a Windows path", "write it as Linux sees it, with `/`: `/mnt/c/…`, or below the project"
     if (url := _URL.match(path)) is not None:
         return f"`{at}` starts with `{url[0]}`, but nothing is downloaded from there", _instead_of_url(at, path)

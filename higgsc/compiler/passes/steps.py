@@ -143,5 +143,6 @@ def _step(ir: Ir, job: Any, title: str, *, needs: tuple[str, ...], whole_machine
             gpu=hardware.gpu if hardware.device == "cuda" else None,
         ),
         job=job,
+        interruptible=job.step == "train",
         job_path=job_path,
     )

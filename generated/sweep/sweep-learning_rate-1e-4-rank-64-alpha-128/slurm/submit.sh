@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"/../../../..
 mkdir -p runs/sweep-learning_rate-1e-4-rank-64-alpha-128/logs # Slurm does not create the folder of a job's output
+rm -f runs/sweep-learning_rate-1e-4-rank-64-alpha-128/cancelled
 
 prepare=$(sbatch --parsable \
   generated/sweep/sweep-learning_rate-1e-4-rank-64-alpha-128/slurm/prepare.sbatch)

@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"/../../../..
 mkdir -p runs/sweep-learning_rate-2e-4-rank-16-alpha-32/logs # Slurm does not create the folder of a job's output
+rm -f runs/sweep-learning_rate-2e-4-rank-16-alpha-32/cancelled
 
 prepare=$(sbatch --parsable \
   generated/sweep/sweep-learning_rate-2e-4-rank-16-alpha-32/slurm/prepare.sbatch)

@@ -44,7 +44,12 @@ for step in "$@"; do
       ;;
   esac
 done
+trap 'exit 75' TERM INT # bash waits for the step first, which saves its work and ends
 for step in "$@"; do
   echo "== $step" >&2
   "$step"
+  if grep -qs '^interrupted ' runs/sweep-learning_rate-2e-4-rank-16-alpha-32/state/"$step"; then # it ends with 0: torchrun would lose another code
+    echo "$step stopped before its end and has saved its work; run it again to take it up" >&2
+    exit 75
+  fi
 done

@@ -1,0 +1,85 @@
+"""What `submit`, `run`, `status`, `logs` and `cancel` share: from the argument to builds on disk."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from higgsc.cli.compiling import compile_and_report, headline, refuse_without_data
+from higgsc.compiler.compile import compile_spec
+from higgsc.compiler.ir import Ir
+from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.emit.build import LOCK, Build, builds_of
+from higgsc.emit.emitters import emit_all
+from higgsc.emit.write import write
+from higgsc.launch.built import Target, open_build
+from higgsc.launch.journal import read_journal
+from higgsc.launch.locate import builds_below, is_build, of_run, targets
+from higgsc.launch.submit import refuse_to_rebuild
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A build that is ready, with the spec's state where it was just compiled from one."""
+
+    target: Target
+    headline: str
+    ir: Ir | None
+
+
+def launches(
+    name: Path, *, site: str | None, overrides: tuple[str, ...], force: bool = False, data_here: bool = True
+) -> list[Launch]:
+    """Build what has to be built; exits with 1 when the spec has errors.
+
+    Args:
+        name: Of a spec or a build.
+        site: As from `--site`.
+        overrides: As from `--set`.
+        force: Whether to overwrite what was edited by hand.
+        data_here: Whether the steps will see the files of this machine.
+
+    Raises:
+        StepError: There is no such spec or build, jobs are at work with another build of the same run (1), or files
+            that the spec names are not here (66).
+    """
+    if is_build(name):
+        if site is not None or overrides:
+            raise StepError("--site and --set need a spec; this is a build", code=ExitCode.USAGE, path=name)
+        opened = [open_build(folder) for folder in builds_below(name)]
+        return [
+            Launch(target=target, headline=f"{target.plan.name}  {target.plan.hardware}", ir=None) for target in opened
+        ]
+    compilation = compile_and_report(name, site=site, overrides=overrides)
+    if not compilation.compiled:
+        sys.exit(ExitCode.DIAGNOSTICS)
+    if data_here:
+        refuse_without_data(compilation)
+    made = []
+    for build in builds_of(compilation):
+        target = _written(build, compilation.root, force=force)
+        made.append(Launch(target=target, headline=headline(build.plan, build.ir), ir=build.ir))
+    return made
+
+
+def _written(build: Build, root: Path, *, force: bool) -> Target:
+    files = emit_all(build)
+    if read_journal(root / build.plan.run) is not None:
+        refuse_to_rebuild(files[LOCK], of_run(root / build.plan.run))
+    write(root / build.plan.build, files, force=force)
+    return open_build(root / build.plan.build)
+
+
+def asked_about(name: Path | None) -> list[Target]:
+    """The builds that a spec, a build, a run or its name stands for; all runs below `runs/` without a name.
+
+    Raises:
+        StepError: There is no such thing, or the spec has errors or is not built yet.
+    """
+    if name is None or not name.is_file():
+        return targets(name)
+    compilation = compile_spec(name)
+    if not compilation.compiled:
+        raise StepError("the spec has errors", code=ExitCode.DIAGNOSTICS, path=name, help=f"run `higgsc check {name}`")
+    return [open_build(compilation.root / build.plan.build) for build in builds_of(compilation)]

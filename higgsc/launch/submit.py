@@ -1,0 +1,240 @@
+"""A build to jobs, each exactly once: what holds is skipped, what is at work is found, the rest is handed over.
+
+What may go wrong between `sbatch` and our noting its answer is covered from both ends. Before a job is handed over,
+the journal says `submitting` with the idempotency key that the job carries; a later submit asks the scheduler for that
+key before it hands anything over. A lock keeps two submits on one file system apart.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Literal
+
+from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.contract.receipts import read_receipt, why_stale
+from higgsc.emit.build import LOCK
+from higgsc.launch.built import BuiltStep, Target
+from higgsc.launch.folder import held, start_afresh, was_cancelled
+from higgsc.launch.journal import Journal, JournalStep, digest_of, now, read_journal
+from higgsc.launch.scheduler import JobStatus, Scheduler, Submission, scheduler_named
+
+Action = Literal["done before", "at work", "found", "submitted"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What a submit did about one step."""
+
+    step: str
+    action: Action
+    """`at work`: by an earlier submit. `found`: handed over by a submit that died before it could note it."""
+    job: str | None
+    after: tuple[str, ...]
+    """Steps that have to finish before it starts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """What would be done."""
+
+    journal: Journal
+    skipped: tuple[str, ...]
+    at_work: Mapping[str, str]
+    """Job ids by step."""
+    submissions: tuple[Submission, ...]
+    superseded: Mapping[str, str]
+    """Job ids, by step, of waiting jobs whose predecessor is handed over anew: they would never start."""
+
+
+def submit(target: Target, scheduler: Scheduler) -> list[Row]:
+    """Hand over what has to run.
+
+    Raises:
+        StepError: Another build of this run is at work (1), somebody else works in the folder (74), the scheduler
+            refuses a job (`RefusedError`, 1) or does not answer (69). Jobs that were handed over before stay, and
+            another submit finds them.
+    """
+    run = target.run
+    with held(run, "submit"):
+        draft = drafted(target, scheduler)
+        found = scheduler.find(target, [s.key for s in draft.submissions]) if draft.submissions else {}
+        left = [s for s in draft.submissions if s.key not in found]
+        adopted = {s.step.name: found[s.key] for s in draft.submissions if s.key in found}
+        journal, jobs = draft.journal, {**draft.at_work, **adopted}
+        if left:
+            scheduler.check(target, left)
+            scheduler.cancel(target, draft.superseded)
+            start_afresh(run)
+        for submission in draft.submissions:
+            attempt = journal.steps[submission.step.name].attempt + (
+                journal.steps[submission.step.name].job is not None
+            )
+            entry = JournalStep(state="submitting", attempt=max(1, attempt), key=submission.key, submitted=now())
+            journal.steps[submission.step.name] = entry
+        for name, job in adopted.items():
+            journal.steps[name] = journal.steps[name].model_copy(update={"state": "submitted", "job": job})
+        for name in draft.skipped:
+            changes = {"state": "skipped", "reason": "done before, nothing changed"}
+            journal.steps[name] = journal.steps[name].model_copy(update=changes)
+        journal.save(run)
+        for name, job in scheduler.submit(target, left, jobs):
+            jobs[name] = job
+            journal.record(run, name, state="submitted", job=job)
+    return [_row(step, draft, adopted, jobs) for step in target.plan.steps]
+
+
+def drafted(target: Target, scheduler: Scheduler) -> Draft:
+    """What a submit would do now, going by receipts, the journal and the scheduler.
+
+    Raises:
+        StepError: As `submit`.
+    """
+    run, digest = target.run, digest_at(target)
+    earlier = read_journal(run)
+    live = live_jobs(target, earlier, scheduler)
+    refuse_other_work(earlier, live, digest=digest, scheduler=scheduler.name)
+    if live and was_cancelled(run):
+        raise StepError(
+            f"{target.plan.name} is being cancelled, and {', '.join(live)} still at work",
+            code=ExitCode.DIAGNOSTICS,
+            help="submit again when `higgsc status` shows that it has ended",
+        )
+    journal = Journal(
+        plan=target.plan.name,
+        build=os.path.relpath(target.folder, target.root),
+        root=os.path.relpath(target.root, run),
+        digest=digest,
+        scheduler=scheduler.name,
+        submitted=now(),
+        steps={
+            step.name: (earlier.steps.get(step.name) if earlier else None) or JournalStep()
+            for step in target.plan.steps
+        },
+    )
+    at_work: dict[str, str] = {}
+    superseded: dict[str, str] = {}
+    needed = _before(target, [name for name, status in live.items() if status.phase == "running"])
+    skipped: list[str] = []
+    submissions: list[Submission] = []
+    again: set[str] = set()
+    for step in target.plan.steps:
+        job = journal.steps[step.name].job or ""
+        anew = {submission.step.name for submission in submissions}
+        if step.name in live and not (live[step.name].phase == "waiting" and anew & set(step.needs)):
+            at_work[step.name] = job
+            again.add(step.name)
+        elif step.name in needed or _holds(step, target, again):
+            skipped.append(step.name)
+        else:
+            if step.name in live:
+                superseded[step.name] = job
+            again.add(step.name)
+            after = tuple(need for need in step.needs if need in again)
+            submissions.append(Submission(step=step, key=_key(target, step, journal), after=after))
+    return Draft(
+        journal=journal,
+        skipped=tuple(skipped),
+        at_work=at_work,
+        submissions=tuple(submissions),
+        superseded=superseded,
+    )
+
+
+def live_jobs(target: Target, journal: Journal | None, scheduler: Scheduler) -> dict[str, JobStatus]:
+    """The jobs of the journal that the scheduler still has in its hands, by step."""
+    if journal is None or not journal.jobs:
+        return {}
+    asked = scheduler if journal.scheduler == scheduler.name else scheduler_named(journal.scheduler)
+    return {name: status for name, status in asked.states(target, journal.jobs).items() if status.live}
+
+
+def refuse_other_work(journal: Journal | None, live: Mapping[str, JobStatus], *, digest: str, scheduler: str) -> None:
+    """Refuse to go on while jobs of another build, or on another scheduler, work in the same folder.
+
+    Raises:
+        StepError: They do (1).
+    """
+    if journal is None or not live:
+        return
+    jobs = ", ".join(f"{name} ({journal.steps[name].job})" for name in live)
+    if journal.digest != digest:
+        raise StepError(
+            f"the spec has changed, and jobs of the earlier build are still at work: {jobs}",
+            code=ExitCode.DIAGNOSTICS,
+            help=f"wait for them, `higgsc cancel {journal.plan}`, or give the new one another folder with `output:`",
+        )
+    if journal.scheduler != scheduler:
+        raise StepError(
+            f"this run is at work on {journal.scheduler} already: {jobs}",
+            code=ExitCode.DIAGNOSTICS,
+            help=f"wait for it, or `higgsc cancel {journal.plan}`",
+        )
+
+
+def refuse_to_rebuild(lock: str, target: Target) -> None:
+    """Refuse to write a build over the one that jobs are at work with; job files are read when a job starts.
+
+    Args:
+        lock: Text of the lock that would be written.
+        target: The build that the run was started from.
+
+    Raises:
+        StepError: Jobs of it are queued or running (1).
+    """
+    journal = read_journal(target.run)
+    digest = digest_of(lock, target.folder / LOCK)
+    if journal is None or journal.digest == digest:
+        return
+    scheduler = scheduler_named(journal.scheduler)
+    live = live_jobs(target, journal, scheduler)
+    refuse_other_work(journal, live, digest=digest, scheduler=scheduler.name)
+
+
+def digest_at(target: Target) -> str:
+    """The digest of a build on disk."""
+    lock = target.folder / LOCK
+    try:
+        return digest_of(lock.read_text("utf-8"), lock)
+    except FileNotFoundError as error:
+        raise StepError("no lock here", code=ExitCode.MISSING_INPUT, path=lock, help="run `higgsc build`") from error
+
+
+def _holds(step: BuiltStep, target: Target, again: set[str]) -> bool:
+    """Whether a step has nothing to do: its receipt holds, and nothing before it runs again."""
+    receipt = read_receipt(target.run, step.name)
+    fresh = why_stale(receipt, job_path=target.root / step.job_path, root=target.root) is None
+    return fresh and not any(need in again for need in step.needs)
+
+
+def _before(target: Target, names: Sequence[str]) -> set[str]:
+    """The steps that those named need, directly or not: what a running job has read must not be made again."""
+    needed: set[str] = set()
+    for step in reversed(target.plan.steps):
+        if step.name in names or step.name in needed:
+            needed.update(step.needs)
+    return needed
+
+
+def _key(target: Target, step: BuiltStep, journal: Journal) -> str:
+    """The idempotency key: the same for every submit of this build's step until a job of it is known to have ended."""
+    entry = journal.steps[step.name]
+    attempt = max(1, entry.attempt + (entry.job is not None))
+    text = "\n".join((str(target.run), step.name, journal.digest, str(attempt)))
+    return f"higgsc:{sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _row(step: BuiltStep, draft: Draft, adopted: Mapping[str, str], jobs: Mapping[str, str]) -> Row:
+    action: Action = (
+        "done before"
+        if step.name in draft.skipped
+        else "at work"
+        if step.name in draft.at_work
+        else "found"
+        if step.name in adopted
+        else "submitted"
+    )
+    after = tuple(need for need in step.needs if need in jobs)
+    return Row(step=step.name, action=action, job=jobs.get(step.name), after=after)
