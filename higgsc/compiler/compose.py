@@ -13,7 +13,7 @@ from higgsc.compiler.position import SourceFile, Span
 from higgsc.compiler.secrets import refuse_secrets
 from higgsc.compiler.source import Node, parse, read_source
 from higgsc.spec import Experiment
-from higgsc.spec.hardware import Site
+from higgsc.spec.site import Site
 
 MAX_FILES = 100
 """Files that a spec may extend, directly and through others."""
