@@ -31,6 +31,8 @@ def command(before: str, after: Path, as_json: bool) -> None:
     """Show what changed from BEFORE to AFTER and what that means for a run.
 
     BEFORE is a spec, or a git revision (`HEAD~1`) in which AFTER is looked up."""
+    if Path(before).is_file() and not after.exists():
+        raise click.UsageError(f"no spec `{after}`; a git revision comes first: `higgsc diff {after} {before}`")
     new = _compiled(after)
     with _earlier(before, after) as path:
         old = _compiled(path)

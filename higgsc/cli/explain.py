@@ -39,6 +39,8 @@ def command(subject: str, value: str | None, site: str | None, overrides: tuple[
 
 
 def _explain_code(code: str) -> None:
+    if code.endswith((".yaml", ".yml")):
+        raise click.UsageError(f"name a value as well: `higgsc explain {code} lora.rank`")
     entry = CODES.get(code.upper())
     if entry is None:
         known = did_you_mean(code.upper(), CODES) if re.match("[hH][cC]", code) else None

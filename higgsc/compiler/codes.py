@@ -109,6 +109,18 @@ CODES: dict[str, Code] = {
         "The compiler knows the memory and the arithmetic of a fixed set of GPUs (`higgsc/catalog/gpus.py`). A shape\n"
         "without a GPU type, such as `2x8`, is allowed.",
     ),
+    "HC303": Code(
+        "a machine with unlikely many GPUs",
+        "`16xH200` is one machine with sixteen GPUs. Machines with more than eight are rare; two machines with eight\n"
+        "each are `2x8xH200`. On a machine that large the warning can be passed over.",
+        "warning",
+    ),
+    "HC304": Code(
+        "a large model on a CPU",
+        "The released model has billions of parameters; a step that takes a GPU a second takes a CPU many minutes.\n"
+        "To try a spec out on a CPU there is `builtin:tiny`, as `model.base` and `model.audio_tokenizer`.",
+        "warning",
+    ),
     "HC311": Code(
         "the global batch does not divide",
         "An optimizer step sees `global_batch.samples` samples. They are shared evenly by the data-parallel ranks\n"
@@ -137,8 +149,8 @@ CODES: dict[str, Code] = {
     "HC324": Code(
         "an unlikely learning rate",
         "LoRA adapters are trained with peak learning rates of about 1e-5 to 1e-3. From 0.1 on, AdamW moves every\n"
-        "weight by a tenth of its scale and more with each step, and the loss runs away. Usually the minus of an\n"
-        "exponent was lost.",
+        "weight by a tenth of its scale and more with each step, and the loss runs away; below 1e-7 nothing is\n"
+        "learned. Usually the minus of an exponent was lost, or a digit is too many.",
         "warning",
     ),
     "HC325": Code(
@@ -186,6 +198,28 @@ CODES: dict[str, Code] = {
         "In a pod only the claim outlasts the container, and it is mounted at `site.kubernetes.mount`. A run's folder\n"
         "anywhere else would be gone with the first restart. Give it relative to the project root.",
     ),
+    "HC361": Code(
+        "a loss of nothing",
+        "The loss is `text` x text loss + `audio` x audio loss. With both weights 0 every gradient is 0, and the\n"
+        "training would run to its end and learn nothing.",
+    ),
+    "HC362": Code(
+        "the audio loss is switched off",
+        "With `loss.audio: 0` only the text loss is trained. The voice is in the audio codes, so nothing of it is\n"
+        "learned; as an experiment it is legal.",
+        "warning",
+    ),
+    "HC363": Code(
+        "an unlikely number",
+        "The number is legal, but so far from what is usual that it is hardly meant: alpha / rank, which scales the\n"
+        "adapter, a weight decay above 1, trainings and warm-ups that never end, fewer CPU cores than GPUs. Whoever\n"
+        "means it can pass the warning over.",
+        "warning",
+    ),
+    "HC364": Code(
+        "the same samples twice",
+        "`data.train` names one file two times, so that its samples would count twice.",
+    ),
     "HC411": Code(
         "a file of the spec is not here",
         "Data and local models are looked for when a spec is checked or built, because a misspelt path would\n"
@@ -197,7 +231,14 @@ CODES: dict[str, Code] = {
     "HC412": Code(
         "the base model is not pinned",
         "A hub repository can change under a running experiment; this one already did once, when its file format\n"
-        "was replaced. Put the commit into `model.revision` so that a rerun starts from the same weights.",
+        "was replaced. Put the commit into `model.revision` so that a rerun starts from the same weights. A branch\n"
+        "such as `main`, or a tag, is no commit: it can be moved.",
+        "warning",
+    ),
+    "HC413": Code(
+        "a revision without effect",
+        "`model.revision` is the commit of a hub repository. The base is a folder or built in, so nothing is pinned\n"
+        "by it; often it was inherited together with another base. `revision: null` takes it back.",
         "warning",
     ),
     "HC421": Code(
@@ -232,5 +273,9 @@ CODES: dict[str, Code] = {
         "the site fits its cluster, but not as it stands now",
         "`higgsc doctor` found that jobs would be taken, and wait: too few of the nodes that fit can take jobs.",
         "warning",
+    ),
+    "HC503": Code(
+        "an adapter on nothing",
+        "Neither `lora.targets` nor `lora.heads` names a module, so there is nothing to train.",
     ),
 }

@@ -12,9 +12,15 @@ from higgsc.compiler.override import apply_overrides
 from higgsc.compiler.position import SourceFile, Span
 from higgsc.compiler.secrets import refuse_secrets
 from higgsc.compiler.source import Node, parse, read_source
+from higgsc.spec import Experiment
+from higgsc.spec.site import Site
 
 MAX_FILES = 100
 """Files that a spec may extend, directly and through others."""
+
+
+SITE_OPTION = "--site"
+"""How the option is called where other diagnostics name their file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,12 @@ def compose(
     tree = _Loader(root, sink, sources).load(Path(os.path.abspath(spec)), asked_at=None)
     if tree is None:
         return None
+    if len(sources) == 1 and _is_part(Path(os.path.abspath(spec)), tree, sink):
+        return None
     if site is not None:
+        if (unknown := _unknown_site(site, _sites_folder(spec, root))) is not None:
+            sink.add(unknown)
+            return None
         overrides = (*overrides, f"site.profile={site}")
         if (given := tree.get("site")) is not None and not isinstance(given.value, Mapping):
             overrides = (*overrides[:-1], f"site={site}")
@@ -58,6 +69,48 @@ def compose(
     tree = with_site(tree, _sites_folder(spec, root), root, sink, sources)
     refuse_secrets(tree, sink)  # of the command line; those of files have been found while reading
     return Composed(tree, tuple(sources)) if sink.error_count == 0 else None
+
+
+def _is_part(spec: Path, tree: Node, sink: Sink) -> bool:
+    """Whether the file is a site, or a part that specs extend, and no spec; one message then says so."""
+    if not isinstance(tree.value, Mapping) or "apiVersion" in tree.value:
+        return False
+    place = Label(tree.span if not tree.value else min((node.place for node in tree.value.values()), key=_start))
+    if spec.parent.name == "sites" and set(tree.value) <= set(Site.model_fields):
+        help_ = f"choose it with `site: {spec.stem}` in a spec, or with `--site {spec.stem}`"
+        sink.add(
+            Diagnostic("HC102", "this is a site, not a spec: `apiVersion` and `name` are missing", place, help=help_)
+        )
+        return True
+    if "name" not in tree.value and set(tree.value) <= set(Experiment.model_fields) and len(tree.value) > 1:
+        help_ = "compile a spec that `extends` it, or add `apiVersion: higgsc/v1` and `name`"
+        sink.add(Diagnostic("HC102", "this is a part of specs: `apiVersion` and `name` are missing", place, help=help_))
+        return True
+    return False
+
+
+def _start(span: Span) -> int:
+    return span.start
+
+
+def _unknown_site(name: str, folder: Path) -> Diagnostic | None:
+    """For a `--site` that names no file; its place is the option itself."""
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name in known:
+        return None
+    place = Label(Span(SourceFile(Path(SITE_OPTION), SITE_OPTION, name), 0, len(name)))
+    stem = Path(name).stem
+    help_ = f"write `--site {stem}`" if stem in known else did_you_mean(name, known)
+    there = f"known: {', '.join(known)}" if known else "there is no file in `sites`"
+    return Diagnostic("HC204", f"no site `{name}`", place, notes=(there,), help=help_)
+
+
+def _site_as_mapping(tree: Node) -> Node:
+    """`site: NAME` is short for `site: {profile: NAME}`: as such it adds to what is inherited."""
+    site = tree.get("site")
+    if site is None or not isinstance(site.value, str) or not isinstance(tree.value, Mapping):
+        return tree
+    return replace(tree, value={**tree.value, "site": replace(site, value={"profile": site})})
 
 
 def with_site(tree: Node, folder: Path, root: Path, sink: Sink, sources: list[SourceFile]) -> Node:
@@ -81,6 +134,11 @@ def with_site(tree: Node, folder: Path, root: Path, sink: Sink, sources: list[So
         return tree
     profile = _Loader(root, sink, sources).load(path, asked_at=chosen.span)
     if profile is None:
+        return tree
+    if (wrapped := profile.get("site")) is not None:
+        message = "a site file holds the keys of a site themselves"
+        help_ = "take `site:` out, and the indentation of what is below it"
+        sink.add(Diagnostic("HC101", message, Label(wrapped.place), help=help_))
         return tree
     return replace(tree, value={**tree.value, "site": _merge(profile, given)})
 
@@ -137,6 +195,7 @@ class _Loader:
         tree = parse(source, self.sink)
         if tree is None:
             return None
+        tree = _site_as_mapping(tree)
         refuse_secrets(tree, self.sink)
         merged: Node | None = None
         sound = True

@@ -6,14 +6,14 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from higgsc.compiler.diagnostics import closest
+from higgsc.compiler.hint import Hint
 from higgsc.compiler.keys import may_be_null
 from higgsc.compiler.source import Node, NodePath
-from higgsc.spec.hardware import shape_in
+from higgsc.compiler.spelling import typo_of
 
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_TEMPLATE = re.compile(r"\$\{?[A-Za-z_]|\{\{|\{%|<%")
 _YES, _NO = ("yes", "on", "y", "true", "1"), ("no", "off", "n", "false", "0")
 _QUOTES = "“”„‟‘’‚‛«»‹›＂＇`´"
 _UNITS = {
@@ -30,15 +30,6 @@ _UNITS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Hint:
-    """A way out."""
-
-    help: str | None = None
-    text: str | None = None
-    """What to put in the value's place, when that is safe to do unseen."""
-
-
 def for_type(node: Node, path: NodePath, expected: list[str]) -> Hint:
     """For a value of the wrong type.
 
@@ -49,6 +40,8 @@ def for_type(node: Node, path: NodePath, expected: list[str]) -> Hint:
     """
     value, written = node.value, node.span.text
     takes = set(expected)
+    if value is None and written:
+        return Hint("take the line out for the default, or write a value")
     if value is None:
         return _for_empty(path, takes)
     if "a mapping" in takes and not isinstance(value, Mapping):
@@ -60,7 +53,10 @@ def for_type(node: Node, path: NodePath, expected: list[str]) -> Hint:
         right = "true" if word in _YES else "false" if word in _NO else None
         return Hint(f"write `{right}`", right) if right else Hint("write `true` or `false`")
     if path[-1:] == ("time_limit",) and isinstance(value, int):
-        return Hint(f'as hours: `"{value:g}:00:00"`; as minutes: `"0:{value:g}:00"`' if 0 < value < 60 else _DURATION)
+        days, rest = divmod(value, 1440)
+        minutes = f"{f'{days}-' if days else ''}{rest // 60:02}:{rest % 60:02}:00"
+        hours = f"{value}:00:00" if value < 1000 else f"{value // 24}-{value % 24:02}:00:00"
+        return Hint(f'as hours: `"{hours}"`; as minutes: `"{minutes}"`' if 0 < value < 24_000 else _DURATION)
     if "a string" in takes and isinstance(value, bool | int | float):
         return Hint(f'put it in quotes: `"{written}"`', f'"{written}"')
     if isinstance(value, float) and "a whole number" in takes:
@@ -69,9 +65,15 @@ def for_type(node: Node, path: NodePath, expected: list[str]) -> Hint:
         if not set(written) & set(".eE"):
             return Hint("write a number with fewer digits")
         if path[-1:] == ("warmup_steps",) and 0 < value < 1:
-            return Hint("this is a number of optimizer steps, not a share of them; write `warmup_steps: 100`")
+            return Hint("write optimizer steps, a whole number; `higgsc plan` says how many an epoch has")
         return Hint("write it without a fraction")
     if isinstance(value, str) and takes & {"a number", "a whole number"}:
+        if _TEMPLATE.search(value):
+            return Hint(f"there are no templates here: write the value, or `--set {'.'.join(map(str, path))}=…`")
+        if path[-1:] == ("replicate",):
+            return Hint("write `auto`: the GPUs that `shard` leaves")
+        if unit := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(epochs?|steps?|samples?|s|sec|seconds?)", value):
+            return Hint(f"write `{unit[1]}`, without the unit")
         example = "1e-4" if path[-1:] == ("learning_rate",) else "0.5"
         return _as_number(value, whole="a number" not in takes, quoted=written[:1] in ("'", '"'), example=example)
     return Hint()
@@ -102,6 +104,8 @@ def _as_mapping(node: Node, path: NodePath) -> Hint:
         )
     if len(path) == 3 and path[:2] == ("data", "train") and isinstance(value, str):
         return Hint(f"write `{{path: {written}}}`", f"{{path: {written}}}")
+    if path == ("data", "validation") and isinstance(value, str):
+        return Hint("held-out samples come from `data.train`: write `{fraction: 0.02}`")
     if last == "model" and isinstance(value, str):
         return Hint(f"write `{{family: higgs-audio-v2, base: {written}}}`")
     if last == "lora" and (value is False or value == "full"):
@@ -113,7 +117,7 @@ def _as_mapping(node: Node, path: NodePath) -> Hint:
     if last == "merge" and value in ("best", "last"):
         return Hint(f"write `{{select: {written}}}`", f"{{select: {written}}}")
     if last == "parallelism" and isinstance(value, str | int):
-        return Hint("write `{replicate: auto, shard: 1}`")
+        return Hint("`{shard: 8}` divides the weights between eight GPUs (FSDP); without it each holds all of them")
     return Hint(f"write `{last}: {{key: value}}`, or its keys below it, indented" if isinstance(last, str) else None)
 
 
@@ -129,7 +133,7 @@ def _as_list(node: Node, path: NodePath, words: list[str]) -> Hint:
     if path == ("lora", "targets"):
         if value.replace("_", "-") in ("all", "all-linear", "all-linear-layers"):
             return Hint("write `comprehensive`: attention and both FFN paths", "comprehensive")
-        if match := closest(value, words, cutoff=0.7):
+        if match := typo_of(value, words):
             return Hint(f"did you mean `{match}`?", match)
     entries = [entry for entry in re.split(r"[,;|\s]+", value) if entry]
     listed = f"[{', '.join(entries)}]"
@@ -180,6 +184,8 @@ def for_bound(node: Node, path: NodePath, low: float | None, high: float | None)
     last = path[-1] if path else ""
     if isinstance(value, float) and not math.isfinite(value):
         return Hint("write `1e9`, which no gradient reaches" if last == "max_grad_norm" else "write a number")
+    if isinstance(value, int | float) and value < 0 and re.fullmatch(r"-[0-9.eE+-]+", written):
+        return Hint(f"write it without the minus: `{written[1:]}`")
     if not isinstance(value, int | float) or high is None:
         return Hint()
     if last == "learning_rate":
@@ -187,9 +193,18 @@ def for_bound(node: Node, path: NodePath, low: float | None, high: float | None)
         return Hint(f"did you mean `{forgot[1]}e-{forgot[2]}`?" if forgot else "LoRA takes rates of about `1e-4`")
     if str(last).endswith("seconds") and value / 1000 <= high:
         return Hint(f"it is given in seconds: `{value / 1000:g}`")
-    if high <= 1 and value / 100 <= high:
+    if high <= 1 and value >= 2 and value / 100 <= high:
         return Hint(f"it is a share, not per cent: `{_share(value)}`")
     return Hint()
+
+
+_FILLED: dict[str | int, str] = {
+    "name": "arabic",
+    "path": "data/train_chatml.json",
+    "output": "runs/arabic",
+    "partition": "gpu",
+}
+"""What a string that is empty could be."""
 
 
 def for_pattern(node: Node, path: NodePath) -> Hint:
@@ -198,9 +213,15 @@ def for_pattern(node: Node, path: NodePath) -> Hint:
     if not isinstance(value, str):
         return Hint()
     last = path[-1] if path else ""
+    if not value.strip():
+        return Hint(f"it is empty: write `{last}: {_FILLED[last]}`" if last in _FILLED else "it is empty: take it out")
     if value and (value[0] in _QUOTES or value[-1] in _QUOTES):
         return Hint(f"quotes of this kind are part of the value; write `{value.strip(_QUOTES)}`")
     if last == "time_limit":
+        if value.lower() in ("unlimited", "infinite", "none"):
+            return Hint(f"a job needs a limit; {_DURATION}")
+        if re.fullmatch(r"([0-9]+-)?[0-9]+:([6-9][0-9]|[0-9]+:[6-9][0-9]|[6-9][0-9]:[0-9]+)", value):
+            return Hint('minutes and seconds go to 59; write `"2:30:00"` for two and a half hours')
         return Hint(f'write `"{found}"`' if (found := _duration(value)) else _DURATION)
     if path[:1] == ("secrets",):
         plain = re.sub(r"[^A-Za-z0-9_]+", "_", value).strip("_").upper()
@@ -212,7 +233,9 @@ def for_pattern(node: Node, path: NodePath) -> Hint:
         return Hint(_kubernetes(str(path[2]), value))
     if path[:1] == ("site",):
         return Hint()  # the message says which form it has
-    return Hint("write a path on one line" if value else "write a path, or take the line out")
+    if "\t" in value:
+        return Hint("in double quotes `\\t` is a tab: write the path with `/`")
+    return Hint("write a path on one line")
 
 
 def _kubernetes(key: str, value: str) -> str:
@@ -243,67 +266,3 @@ def _duration(text: str) -> str | None:
     if days > 999:
         return None  # Slurm's notation ends there
     return f"{days}-{hours}" if days else hours
-
-
-def for_hardware(node: Node) -> Hint:
-    """For a value that is no hardware shape."""
-    value = node.value
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 128:
-        return Hint(f"write `{value}xH200`, or `1x{value}` if the type does not matter")
-    if not isinstance(value, str):
-        return Hint("write `8xH200`")
-    text = re.sub(r"(?i)\s*(gpus?|of|nodes?|nvidia|à)\b\s*", " ", value).strip()
-    parts = [
-        part
-        for part in re.split(r"(?<=[0-9])[xX×*:](?=[0-9A-Za-z])|(?<=[A-Za-z0-9])[×*:]|[\s,×*:]+|\bx\b", text)
-        if part
-    ]
-    parts = [p for part in parts for p in _halves(part)]
-    counts, types = [p for p in parts if p.isdecimal()], [p for p in parts if not p.isdecimal()]
-    shape = "x".join([*(counts or ["1"]), *types])
-    return (
-        Hint(f"write `{shape}`", shape)
-        if len(types) <= 1 and len(shape) < 40 and shape_in(shape)
-        else Hint("write `8xH200`")
-    )
-
-
-def _halves(part: str) -> list[str]:
-    """`H200x8` as type and count."""
-    match = re.fullmatch(r"([A-Za-z][A-Za-z0-9-]*?)[xX]([0-9]{1,3})", part)
-    return [match[1], match[2]] if match else [part]
-
-
-_WORDS = {
-    "bfloat16": "bf16",
-    "float32": "fp32",
-    "single": "fp32",
-    "fp16": "bf16",
-    "float16": "bf16",
-    "half": "bf16",
-    "mixed": "bf16",
-    "16": "bf16",
-    "32": "fp32",
-    "json": "chatml",
-    "jsonl": "chatml",
-    "latest": "last",
-    "newest": "last",
-    "none": "constant",
-    "val": "held-out",
-    "validation": "held-out",
-    "test": "held-out",
-    "train": "training",
-}
-"""Words from elsewhere for one of our choices."""
-_OTHERS = ("fp16", "float16", "half", "mixed", "16")
-"""Words for something that is not offered: what is proposed instead computes other numbers."""
-
-
-def for_choice(node: Node, choices: list[str]) -> Hint:
-    """For a word that is none of the choices."""
-    word = str(node.value).strip().strip(_QUOTES)
-    known = _WORDS.get(word.lower())
-    starts = [choice for choice in choices if word.lower().startswith(choice) and len(choice) > 2]
-    if match := (known if known in choices else None) or closest(word, choices) or (starts[0] if starts else None):
-        return Hint(f"did you mean `{match}`?", None if word.lower() in _OTHERS else match)
-    return Hint(f"write `{choices[0]}`" if len(choices) == 1 else None)

@@ -13,9 +13,10 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from higgsc.compiler.diagnostics import Diagnostic, Edit, Label, closest
-from higgsc.compiler.foreign import foreign_key, synonym
+from higgsc.compiler.foreign import advice, foreign_key, synonym
 from higgsc.compiler.position import Span
 from higgsc.compiler.source import Node, NodePath
+from higgsc.compiler.spelling import typo_of
 from higgsc.spec import Experiment
 
 _EXAMPLES = {
@@ -34,6 +35,10 @@ _EXAMPLES = {
     "learning_rate": "1e-4",
 }
 """What to write for a key that is missing."""
+
+
+_CYRILLIC = dict(zip("асеорхуіѕ", "aceopxyis", strict=True))
+"""Cyrillic letters that look like Latin ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +78,27 @@ def unknown_key(tree: Node, path: NodePath) -> Unknown:
         odd = next((c for c in name if unicodedata.normalize("NFKC", c) != c or (c.isspace() and c != " ")), None)
         why = f"the key holds U+{ord(odd):04X}, which only looks like a space or letter" if odd else "without blanks"
         return say((*parent, plain), f"write `{plain}`: {why}" if odd else f"write `{plain}`, {why}")
+    if (letters := _lookalike(name)) is not None:
+        meant = letters[1] if letters[1] in known else None
+        why = f"the key holds U+{ord(letters[0]):04X}"
+        return say((*parent, meant) if meant else None, f"write `{meant}`: {why}" if meant else f"take it out: {why}")
+    if (equals := re.fullmatch(r"([A-Za-z_]+)\s*=\s*(\S.*)", name)) and equals[1] in known and node.value is None:
+        return say((*parent, equals[1]), f"a key is followed by `:`, not by `=`: `{equals[1]}: {equals[2]}`")
+    if not parent and name == "base" and str(node.value).endswith((".yaml", ".yml")):
+        return say(("extends",), "did you mean `extends`?")
+    if (advised := advice(parent, name, node)) is not None:
+        return say((*parent, advised[1]) if advised[1] is not None else None, advised[0])
     if (other := synonym(parent, name)) is not None:
         return say((*parent, other), f"did you mean `{other}`?")
-    if (known_as := foreign_key(name, at_top=not parent)) is not None:
+    if (known_as := foreign_key(name, node, parent)) is not None:
         message = f"`{name}` is a key of {known_as.origin}, not of higgsc"
         return Unknown(Diagnostic("HC107", message, there, help=known_as.instead), known_as.path)
     if found := [home for home in homes().get(name, ()) if home[:-1] != _without_indices(parent)]:
         return say(found[0], _belongs(tree, parent, name, found))
     if match := closest(name, known):
         taken = tree.find((*parent, match))[1] == ()
-        renamed = match if not taken and node.key_span is not None and _bare(node.key_span) == name else None
+        slip = typo_of(name, known) == match and not taken
+        renamed = match if slip and node.key_span is not None and _bare(node.key_span) == name else None
         return say(None if taken else (*parent, match), f"did you mean `{match}`?", fix=renamed)
     if match := closest(name, homes(), cutoff=0.8):
         found = list(homes()[match])
@@ -94,8 +110,13 @@ def missing_key(tree: Node, path: NodePath, name: str) -> Diagnostic:
     """The diagnostic for a key that the mapping at `path` needs."""
     inside = f" in `{dotted(path)}`" if path else ""
     node, _ = tree.find(path)
-    place = node.place if path else _first_key(tree)
+    top = _first_key(tree)
+    place = node.place if path else top
+    if place.source is not top.source and (own := _own_key(tree, path, top)) is not None:
+        place = own
     example = f" {_EXAMPLES[name]}" if name in _EXAMPLES else ""
+    if name == "name" and not path and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", top.source.path.stem):
+        example = f" {top.source.path.stem}"
     return Diagnostic("HC102", f"missing key `{name}`{inside}", Label(place), help=f"add `{name}:{example}`")
 
 
@@ -109,12 +130,23 @@ def bare_key(word: str, place: Span, *, alone: bool) -> Diagnostic | None:
     """
     if not alone or word in Experiment.model_fields:
         return None
-    found = homes().get(word, ())
+    found = homes().get(word, ()) or _everyday(word)
     if not found:
         return None
     fix = Edit(place, dotted(found[0])) if len(found) == 1 else None
     help_ = f"write {_or_paths(list(found))}" if len(found) == 1 else f"did you mean {_or_paths(list(found))}?"
     return Diagnostic("HC101", f"`{word}` is not the whole key", Label(place), help=help_, fix=fix)
+
+
+def _everyday(word: str) -> tuple[NodePath, ...]:
+    """Where an everyday word such as `lr` belongs."""
+    found = (
+        (*home, other)
+        for above in ("model", "data", "lora", "training", "checkpoint", "site")
+        for home in homes().get(above, ())
+        if (other := synonym(home, word)) is not None
+    )
+    return tuple(path for path in found if path[:-1] != ("model",))[:1]
 
 
 @lru_cache
@@ -207,12 +239,33 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _first_key(tree: Node) -> Span:
-    """A short place that stands for the whole spec: its first key."""
+    """A short place that stands for the whole spec: its first key, wherever merging has put it."""
     if isinstance(tree.value, Mapping):
-        for child in tree.value.values():
-            if child.key_span is not None and child.key_span.source is tree.span.source:
-                return child.key_span
+        own = [
+            child.key_span
+            for child in tree.value.values()
+            if child.key_span is not None and child.key_span.source is tree.span.source
+        ]
+        if own:
+            return min(own, key=lambda span: span.start)
     return tree.span
+
+
+def _own_key(tree: Node, path: NodePath, top: Span) -> Span | None:
+    """The deepest place along a path in the user's own file, where the value at its end is inherited."""
+    for end in range(len(path), 0, -1):
+        node, rest = tree.find(path[:end])
+        if not rest and node.place.source is top.source:
+            return node.place
+    return top
+
+
+def _lookalike(name: str) -> tuple[str, str] | None:
+    """A character that cannot be seen or told from a Latin letter, and the key without it."""
+    odd = next((c for c in name if unicodedata.category(c) == "Cf" or c in _CYRILLIC), None)
+    if odd is None:
+        return None
+    return odd, "".join(_CYRILLIC.get(c, c) for c in name if unicodedata.category(c) != "Cf")
 
 
 def dotted(path: NodePath) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.keys import bare_key
+from higgsc.compiler.limits import MAX_DEPTH
 from higgsc.compiler.position import COMMAND_LINE, SourceFile, Span
-from higgsc.compiler.source import MAX_DEPTH, Node, parse
+from higgsc.compiler.source import Node, parse
+from higgsc.spec.hardware import shape_in
 
 
 def apply_overrides(tree: Node, overrides: tuple[str, ...], sink: Sink) -> Node:
@@ -29,7 +32,9 @@ def apply_overrides(tree: Node, overrides: tuple[str, ...], sink: Sink) -> Node:
         if not equals or not all(parts):
             whole = Label(Span(source, 0, len(text)))
             message = f"`{text}` is not of the form key.path=value"
-            sink.add(Diagnostic("HC202", message, whole, help="write `--set lora.rank=16`"))
+            colon = re.fullmatch(r"([A-Za-z_][\w.]*): ?(\S+)", text)
+            help_ = f"write `--set {colon[1]}={colon[2]}`" if colon else "write `--set lora.rank=16`"
+            sink.add(Diagnostic("HC202", message, whole, help=help_))
             continue
         if len(parts) > MAX_DEPTH:
             whole = Label(Span(source, 0, len(key)))
@@ -39,6 +44,9 @@ def apply_overrides(tree: Node, overrides: tuple[str, ...], sink: Sink) -> Node:
             whole = Label(Span(source, 0, len(key)))
             message = "`extends` has been followed before the command line is read"
             sink.add(Diagnostic("HC202", message, whole, help="write it into the spec, or into one that extends it"))
+            continue
+        if (unclear := _unclear_value(source, len(key) + 1)) is not None:
+            sink.add(unclear)
             continue
         placed = _spanned(source, parts)
         node = _value(source, len(key) + 1, sink)
@@ -61,7 +69,7 @@ def put(tree: Node, keys: list[tuple[str, Span]], value: Node, sink: Sink) -> No
                 f"`{name}` cannot be set inside a value that is not a mapping",
                 Label(span),
                 secondary=(Label(tree.span, "this value"),),
-                help="leave the last word out, or give a mapping",
+                help=_whole_value(name, tree, value),
             )
         )
         return tree
@@ -71,6 +79,29 @@ def put(tree: Node, keys: list[tuple[str, Span]], value: Node, sink: Sink) -> No
     else:
         child = replace(value, key_span=span, below=tree.value.get(name))
     return replace(tree, value={**tree.value, name: child})
+
+
+def _unclear_value(source: SourceFile, start: int) -> Diagnostic | None:
+    """For what stands behind `=` and is no value: nothing, or several keys."""
+    key, text = source.text[: start - 1].strip(), source.text[start:]
+    place = Label(Span(source, start, len(source.text)))
+    if not text.strip():
+        help_ = f"write the value, or `{key}=null` to take one back"
+        return Diagnostic("HC202", "nothing stands behind `=`", place, help=help_)
+    if re.fullmatch(r"[^\[{\"',]+(,\s*[A-Za-z_][\w.]*=[^,\[{\"']+)+", text):
+        return Diagnostic("HC202", "the value holds other keys", place, help="give each key a `--set` of its own")
+    return None
+
+
+def _whole_value(name: str, tree: Node, value: Node) -> str:
+    """How to set something inside a value that is no mapping."""
+    if isinstance(tree.value, tuple):
+        return "lists are replaced whole, as in `--set 'data.train=[{path: data/train_chatml.json}]'`"
+    shape = shape_in(tree.value) if isinstance(tree.value, str) else None
+    if shape is not None and name == "gpu" and isinstance(value.value, str):
+        nodes = f"{shape[1]}x" if shape[1] else ""
+        return f"replace the short form as a whole: `--set hardware={nodes}{shape[2]}x{value.value}`"
+    return "leave the last word out, or give a mapping"
 
 
 def _value(source: SourceFile, start: int, sink: Sink) -> Node | None:

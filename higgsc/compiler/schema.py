@@ -57,8 +57,10 @@ def _report(tree: Node, errors: list[Any], sink: Sink) -> None:
     meant = _prefixes([found.meant for found in unknown.values() if found.meant is not None])
     for found in unknown.values():
         sink.add(found.diagnostic)
+    # A file that was to be extended holds what seems to be missing here.
+    extends = ("extends",) in meant
     for path, name in missing:
-        if (*path, name) not in meant:
+        if (*path, name) not in meant and not (extends and (*path, name) not in (("apiVersion",), ("name",))):
             sink.add(missing_key(tree, path, name))
     # A member of a union that got further into the value says more than one that stopped before.
     deeper = _prefixes([path[:-1] for path in (*values, *unknown, *((*p, n) for p, n in missing)) if path])

@@ -27,9 +27,17 @@ def refuse_secrets(tree: Node, sink: Sink) -> None:
                 "a secret is written into the spec",
                 Label(span, "masked here, but readable in the file"),
                 notes=("whoever can read the file or its history has it by now: revoke it, make a new one",),
-                help=f"name the variable that holds it, `secrets: [{variable}]`, and set that where the jobs run",
+                help=_way_out(span, name, variable),
             )
         )
+
+
+def _way_out(span: Span, name: str, variable: str) -> str:
+    if "wandb" in name.lower():
+        return "take the line out: nothing is sent to Weights & Biases, metrics.jsonl is always written"
+    if not name or name.lower() in _LISTS or _SECRET_NAME.fullmatch(name) or "=" in span.text:
+        return f"name the variable that holds it, `secrets: [{variable}]`, and set that where the jobs run"
+    return "take it out; what a job needs is named in `secrets: [HF_TOKEN]`, and set where the jobs run"
 
 
 def _secrets(node: Node, name: str, *, inside: bool) -> Iterator[tuple[Span, str]]:

@@ -17,13 +17,12 @@ from typing import Any
 import yaml
 
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink, closest
+from higgsc.compiler.limits import MAX_DEPTH, MAX_NODES, too_much, within_limits
 from higgsc.compiler.position import SourceFile, Span
 from higgsc.compiler.yaml_errors import reader_error, second_document, yaml_error
 
 MAX_BYTES = 1 << 20
 """Largest spec that is read; specs are written by hand."""
-MAX_DEPTH = 64
-MAX_NODES = 20_000
 
 _NULL = re.compile(r"~|null|Null|NULL|")
 _TRUE = re.compile(r"true|True|TRUE")
@@ -137,18 +136,29 @@ def _file_instead(path: Path, asked_at: Span | None, root: Path | None) -> str |
         if (root / written).is_file():
             there = os.path.relpath(root / written, asked_at.source.path.parent)
             return f"paths in `extends` start at the file that holds them: `{there}`"
-    beside = sorted(other.name for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-    match = path.name + ".yaml" if path.name + ".yaml" in beside else closest(path.name, beside, cutoff=0.7)
-    if match is None:
+    if "=" in path.name:
+        return f"write `--set {path.name}`"
+    if asked_at is None:
+        for other in (path.with_name(f"{path.name}.yaml"), path.parent / "specs" / f"{path.stem}.yaml"):
+            if other.is_file() and path.suffix in ("", ".yaml", ".yml"):
+                return f"did you mean `{os.path.relpath(other, root or path.parent)}`?"
+    stems = {other.stem: other for other in sorted(path.parent.glob("*.y*ml"))} if path.parent.is_dir() else {}
+    match = (
+        path.name if path.name in stems else path.stem if path.stem in stems else closest(path.stem, stems, cutoff=0.75)
+    )
+    found = stems[match] if match is not None else None
+    if found is None and asked_at is not None and path.parent.is_dir():
+        found = next(iter(sorted(path.parent.glob(f"*/{path.name}"))), None)
+    if found is None:
         return None
-    shown = match if asked_at is None else str(Path(asked_at.text.strip("'\"")).parent / match)
-    return f"did you mean `{shown}`?"
+    start = asked_at.source.path.parent if asked_at is not None else root or path.parent
+    return f"did you mean `{os.path.relpath(found, start)}`?"
 
 
 def parse(source: SourceFile, sink: Sink) -> Node | None:
     """Turn the text of a spec into its tree; problems go to `sink`, and then the result is None."""
     try:
-        if not _within_limits(source, sink):
+        if not within_limits(source, sink):
             return None
         documents = list(yaml.compose_all(source.text, Loader=yaml.CSafeLoader))
     except yaml.MarkedYAMLError as error:
@@ -169,47 +179,15 @@ def parse(source: SourceFile, sink: Sink) -> Node | None:
                 "HC003",
                 f"a spec is a mapping of keys to values; {found}",
                 Label(Span(source, 0, 0) if root is None else _span(source, root)),
-                help="start with `apiVersion: higgsc/v1`",
+                help="start with `apiVersion: higgsc/v1`"
+                if source.path.parent.name != "sites"
+                else "start with `partition:` or another key of a site",
             )
         )
         return None
     before = sink.error_count
     tree = _Builder(source, sink).build(root, None, 0)
     return None if sink.error_count > before else tree
-
-
-def _within_limits(source: SourceFile, sink: Sink) -> bool:
-    """Whether the text is small and shallow enough for `yaml.compose`, and free of tags; else a diagnostic.
-
-    `yaml.compose` recurses in C, so that deep brackets would end the process; and it takes seconds for a megabyte
-    of commas. The events come one by one, and nothing after the first too many is read.
-    """
-    depth = count = 0
-    for event in yaml.parse(source.text, Loader=yaml.CSafeLoader):
-        count += isinstance(event, yaml.NodeEvent)
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        mark = event.start_mark
-        start = source.offset(mark.line, mark.column) if mark is not None else 0
-        place = Label(Span(source, start, min(start + 1, len(source.text))))
-        if depth > MAX_DEPTH:
-            sink.add(_too_much(f"{MAX_DEPTH} levels", place))
-            return False
-        if count > 2 * MAX_NODES:  # a key and a value each; what aliases unfold to is counted later
-            sink.add(_too_much(f"{MAX_NODES:,} values", place))
-            return False
-        if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
-            # The event starts at the anchor if there is one.
-            tag = re.compile(r"![^\s,\[\]{}]*").search(source.text, start)
-            span = Span(source, tag.start(), tag.end()) if tag else place.span
-            help_ = "take it out, and write a string in quotes; a string that starts with `!` needs quotes too"
-            sink.add(Diagnostic("HC007", f"a spec has no tags such as `{span.text}`", Label(span), help=help_))
-            return False
-    return True
-
-
-def _too_much(limit: str, place: Label) -> Diagnostic:
-    help_ = "a spec is written by hand; move data into a file of its own"
-    return Diagnostic("HC006", f"the spec unfolds to more than {limit}", place, help=help_)
 
 
 class _Builder:
@@ -226,7 +204,7 @@ class _Builder:
         if depth > MAX_DEPTH or self.nodes > MAX_NODES:
             if self.nodes <= MAX_NODES + 1:
                 limit = f"{MAX_DEPTH} levels" if depth > MAX_DEPTH else f"{MAX_NODES:,} values"
-                self.sink.add(_too_much(limit, Label(span)))
+                self.sink.add(too_much(limit, Label(span)))
                 self.nodes = MAX_NODES + 2
             return Node(None, span, key_span)
         if isinstance(node, yaml.MappingNode):
@@ -241,7 +219,11 @@ class _Builder:
         for key_node, value_node in node.value:
             key_span = _span(self.source, key_node)
             if not isinstance(key_node, yaml.ScalarNode):
-                self.sink.add(Diagnostic("HC005", f"a key must be a word, not a {_kind(key_node)}", Label(key_span)))
+                braces = self.source.text[max(0, key_span.start - 1) : key_span.start + 1] == "{{"
+                help_ = "there are no templates here: write the value, or set it with `--set KEY=VALUE`"
+                message = f"a key must be a word, not a {_kind(key_node)}"
+                help_ = help_ if braces else "write `key: value`; in a sweep, keys that change together are `a, b`"
+                self.sink.add(Diagnostic("HC005", message, Label(key_span), help=help_))
                 continue
             key = str(key_node.value)
             if key == "<<":

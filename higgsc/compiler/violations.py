@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from higgsc.compiler.diagnostics import Diagnostic, Edit, Label
-from higgsc.compiler.hints import Hint, for_bound, for_choice, for_hardware, for_pattern, for_type
+from higgsc.compiler.hint import Hint
+from higgsc.compiler.hints import for_bound, for_pattern, for_type
+from higgsc.compiler.hints_choice import for_choice
+from higgsc.compiler.hints_hardware import for_hardware
 from higgsc.compiler.keys import dotted, may_be_null
 from higgsc.compiler.source import Node, NodePath
 from higgsc.spec.base import PATTERNS
@@ -107,6 +110,8 @@ def _wrong_type(node: Node, path: NodePath, errors: tuple[Any, ...]) -> Diagnost
         *(["`null`"] if may_be_null(path) and "null" not in expected and node.value is not None else []),
     ]
     hint = for_type(node, path, expected)
+    if node.value is None and node.span.text:
+        return _say("HC103", f"`{dotted(path)}` cannot be `{node.span.text}`; it takes {_or(takes)}", node, hint)
     if node.value is None:
         return _say("HC103", f"`{dotted(path)}` is empty; it takes {_or(takes)}", node, hint)
     return _say("HC103", f"`{dotted(path)}` takes {_or(takes)}, not {_shown(node)}", node, hint)

@@ -14,6 +14,8 @@ import yaml
 from higgsc.compiler.diagnostics import Diagnostic, Label
 from higgsc.compiler.position import SourceFile, Span
 from higgsc.compiler.redact import mask
+from higgsc.compiler.yaml_foreign import foreign_text
+from higgsc.compiler.yaml_lines import indentation, line_above, raw_line, say
 
 _ODD_SPACE = re.compile("[\u00a0\u1680\u2000-\u200b\u202f\u205f\u3000\ufeff]")
 _SHOWN = 60
@@ -27,14 +29,15 @@ def yaml_error(source: SourceFile, error: yaml.MarkedYAMLError) -> Diagnostic:
     problem = str(error.problem or error.context or error).replace("\n", " ")
     context = str(error.context or "")
     return (
-        _tab(source, at)
+        foreign_text(source, (opened, at))
+        or _tab(source, at)
         or _odd_space(source, (opened, at))
         or _quote(source, problem, context, at, opened)
         or _bracket(source, problem, context, at, opened)
         or _first_character(source, problem, context, at, opened)
         or _colon(source, problem, at, opened)
-        or _indentation(source, problem, at)
-        or _say(source, problem, at, at + 1, "quote a value that holds `: `, ` #`, quotes or brackets")
+        or indentation(source, problem, at)
+        or say(source, problem, at, at + 1, "quote a value that holds `: `, ` #`, quotes or brackets")
     )
 
 
@@ -46,7 +49,7 @@ def reader_error(source: SourceFile, error: yaml.reader.ReaderError) -> Diagnost
     help_ = (
         "save the file as UTF-8 text" if found == "\0" else f"take {which} out, or write it as `\\x..` in double quotes"
     )
-    return _say(source, f"{which} is not allowed, {error.reason}", at, at + 1, help_)
+    return say(source, f"{which} is not allowed, {error.reason}", at, at + 1, help_)
 
 
 def second_document(source: SourceFile, at: int) -> Diagnostic:
@@ -63,39 +66,26 @@ def second_document(source: SourceFile, at: int) -> Diagnostic:
     )
 
 
-def _say(source: SourceFile, problem: str, start: int, end: int, help: str, opened: int | None = None) -> Diagnostic:
-    start = min(start, len(source.text))
-    secondary = (Label(Span(source, opened, opened), "noticed here"),) if opened is not None else ()
-    span = Span(source, start, max(start, min(end, len(source.text))))
-    return Diagnostic("HC002", f"not valid YAML: {problem}", Label(span), secondary, help=help)
-
-
-def _raw_line(source: SourceFile, offset: int) -> tuple[int, str]:
-    """The start and text of the line that holds an offset, secrets included."""
-    line = source.line_of(offset)
-    return source.line_starts[line], source.line_text(line)
-
-
 def _tab(source: SourceFile, at: int) -> Diagnostic | None:
-    start, line = _raw_line(source, at)
+    start, line = raw_line(source, at)
     indent = line[: len(line) - len(line.lstrip())]
     if "\t" not in indent:
         return None
     tab = start + indent.index("\t")
-    return _say(source, "a tab in the indentation", tab, tab + 1, "indent with spaces, not tabs")
+    return say(source, "a tab in the indentation", tab, tab + 1, "indent with spaces, not tabs")
 
 
 def _odd_space(source: SourceFile, offsets: tuple[int, ...]) -> Diagnostic | None:
     """A space that only looks like one, on the lines in question or the one above them."""
     lines = {source.line_of(offset) + step for offset in offsets for step in (0, -1)}
     for line in sorted(line for line in lines if line >= 0):
-        start, text = _raw_line(source, source.line_starts[line])
+        start, text = raw_line(source, source.line_starts[line])
         # Behind a key that is in order, such a space is part of a value and does no harm to the lines.
         if (match := _ODD_SPACE.search(text.partition("#")[0])) and not re.match(
             r"\s*[\w.-]+: +\S", text[: match.start()]
         ):
             at = start + match.start()
-            return _say(
+            return say(
                 source,
                 f"U+{ord(match[0]):04X} looks like a space but is none",
                 at,
@@ -108,7 +98,7 @@ def _odd_space(source: SourceFile, offsets: tuple[int, ...]) -> Diagnostic | Non
 def _quote(source: SourceFile, problem: str, context: str, at: int, opened: int) -> Diagnostic | None:
     if "quoted scalar" in context:
         if "escape" in problem or "hexdecimal" in problem:
-            return _say(
+            return say(
                 source,
                 problem,
                 at,
@@ -122,7 +112,7 @@ def _quote(source: SourceFile, problem: str, context: str, at: int, opened: int)
     before = source.text[source.line_starts[source.line_of(at)] : at].rstrip()
     if problem.startswith("did not find expected") and before.endswith(("'", '"')):
         inside = "''" if before[-1] == "'" else '\\"'
-        return _say(
+        return say(
             source,
             "something stands behind the closing quote",
             at,
@@ -135,9 +125,9 @@ def _quote(source: SourceFile, problem: str, context: str, at: int, opened: int)
 def _never_closed(source: SourceFile, opened: int, at: int) -> Diagnostic:
     quote = source.text[opened : opened + 1]
     noticed = at if source.line_of(at) != source.line_of(opened) and at < len(source.text) else None
-    _, line = _raw_line(source, opened)
+    _, line = raw_line(source, opened)
     end = opened + len(line) - (opened - source.line_starts[source.line_of(opened)])
-    return _say(
+    return say(
         source, f"the quote {quote} is never closed", opened, end, f"put {quote} at the end of the value", noticed
     )
 
@@ -164,23 +154,23 @@ def _long_quote(source: SourceFile, at: int) -> int | None:
 def _bracket(source: SourceFile, problem: str, context: str, at: int, opened: int) -> Diagnostic | None:
     found = source.text[at : at + 1]
     if found in ("]", "}") and "flow" not in context:
-        return _say(source, f"`{found}` closes nothing", at, at + 1, f"take the `{found}` out, or open it before")
+        return say(source, f"`{found}` closes nothing", at, at + 1, f"take the `{found}` out, or open it before")
     if "flow" not in context or "expected ','" not in problem:
         return None
     bracket = source.text[opened : opened + 1]
     closing = {"{": "}", "[": "]"}.get(bracket, "")
     if found in ("]", "}"):
         help_ = f"`{bracket}` is closed by `{closing}`"
-        return _say(source, f"`{found}` where `{closing}` is due", at, at + 1, help_)
+        return say(source, f"`{found}` where `{closing}` is due", at, at + 1, help_)
     same_line = source.line_of(at) == source.line_of(opened)
     if same_line and found == ":":
-        return _say(source, "a second colon in one entry", at, at + 1, 'quote a value with a colon: `"a: b"`')
-    _, line = _raw_line(source, at)
+        return say(source, "a second colon in one entry", at, at + 1, 'quote a value with a colon: `"a: b"`')
+    _, line = raw_line(source, at)
     indent = len(line) - len(line.lstrip())
-    _, opening_line = _raw_line(source, opened)
+    _, opening_line = raw_line(source, opened)
     if not same_line and indent <= len(opening_line) - len(opening_line.lstrip()):
-        return _say(source, f"`{bracket}` is never closed", opened, opened + 1, f"put the `{closing}` at the end")
-    return _say(source, "a comma is missing before this", at, at + 1, "separate entries with `, `")
+        return say(source, f"`{bracket}` is never closed", opened, opened + 1, f"put the `{closing}` at the end")
+    return say(source, "a comma is missing before this", at, at + 1, "separate entries with `, `")
 
 
 def _first_character(source: SourceFile, problem: str, context: str, at: int, opened: int) -> Diagnostic | None:
@@ -192,35 +182,43 @@ def _first_character(source: SourceFile, problem: str, context: str, at: int, op
     match = re.match(r"[^\s,\]}]+", source.text[start : start + _SHOWN])
     word = match[0] if match else found
     help_ = f'quote the value: `"{word}"`' if word else "quote the value"
-    return _say(source, f"a value cannot start with `{found}` without quotes", start, start + len(word), help_)
+    plain = re.sub(r"[^A-Za-z0-9._]+", "-", word).strip("-._")
+    if plain and re.match(r"\s*name:", raw_line(source, start)[1]):
+        help_ = f"write `name: {plain}`: a name has letters, digits, `.`, `_` and `-`"
+    if found == "*" and re.fullmatch(r"\*[A-Za-z_][\w-]*", word):
+        help_ = f"no value above is marked `&{word[1:]}`; if it is no alias, {help_}"
+    return say(source, f"a value cannot start with `{found}` without quotes", start, start + len(word), help_)
 
 
 def _colon(source: SourceFile, problem: str, at: int, opened: int) -> Diagnostic | None:
     if "expected ':'" in problem:
-        start, line = _raw_line(source, opened)
+        start, line = raw_line(source, opened)
         if (fixed := _with_colon(line)) is not None:
             key = start + len(line) - len(line.lstrip())
-            return _say(source, fixed[0], key, start + len(line.rstrip()), f"write `{fixed[1]}`")
+            return say(source, fixed[0], key, start + len(line.rstrip()), f"write `{fixed[1]}`")
         help_ = "a key is followed by a colon and a space: `key: value`"
-        return _say(source, "a key without a colon", opened, start + len(line.rstrip()), help_)
+        return say(source, "a key without a colon", opened, start + len(line.rstrip()), help_)
     if "block sequence entries are not allowed" in problem:
-        return _say(source, problem, at, at + 1, "begin the list on a line of its own, or write `[a, b]`")
+        return say(source, problem, at, at + 1, "begin the list on a line of its own, or write `[a, b]`")
     if "mapping values are not allowed" not in problem:
         return None
-    start, line = _raw_line(source, at)
+    start, line = raw_line(source, at)
     before = line[: at - start]
     if match := re.match(r"\s*(?:- )*([\w.-]+): +(.*)", before):
         value = line[match.start(2) :].split(" #")[0].strip()
         help_ = f'quote a value with a colon: `{match[1]}: "{_cut(value)}"`'
-        return _say(source, "a second colon in one line", at, at + 1, help_)
-    above = _line_above(source, at)
+        plain = re.sub(r"[^A-Za-z0-9._]+", "-", value).strip("-._")
+        if match[1] == "name" and plain:
+            help_ = f"write `name: {_cut(plain)}`: a name has letters, digits, `.`, `_` and `-`"
+        return say(source, "a second colon in one line", at, at + 1, help_)
+    above = line_above(source, at)
     if above is not None and (fixed := _with_colon(above[1])) is not None:
         key = above[0] + len(above[1]) - len(above[1].lstrip())
-        return _say(source, fixed[0], key, above[0] + len(above[1].rstrip()), f"write `{fixed[1]}`")
+        return say(source, fixed[0], key, above[0] + len(above[1].rstrip()), f"write `{fixed[1]}`")
     if above is not None and re.fullmatch(r"\s*(?:- )*[A-Za-z_][\w.-]*\s*", above[1]):
         key = above[0] + len(above[1]) - len(above[1].lstrip())
         help_ = "a key is followed by a colon and a space: `key: value`"
-        return _say(source, "a key without a colon", key, above[0] + len(above[1].rstrip()), help_)
+        return say(source, "a key without a colon", key, above[0] + len(above[1].rstrip()), help_)
     return None
 
 
@@ -231,50 +229,6 @@ def _with_colon(line: str) -> tuple[str, str] | None:
         return "a space is missing after the colon", f"{match[1]}: {_cut(match[2])}"
     if match := re.fullmatch(r"([A-Za-z_][\w.-]*)\s*(=|:=|=>|->)\s*(\S.*)", text):
         return f"a key is followed by `:`, not by `{match[2]}`", f"{match[1]}: {_cut(match[3])}"
-    return None
-
-
-def _indentation(source: SourceFile, problem: str, at: int) -> Diagnostic | None:
-    start, line = _raw_line(source, at)
-    indent = len(line) - len(line.lstrip())
-    if "expected key" in problem and line[indent : indent + 2] == "- " and at == start + indent:
-        help_ = "indent it below the key of the list, or write `key: [a, b]`"
-        return _say(source, "an entry of a list between keys", at, start + len(line.rstrip()), help_)
-    above = _line_above(source, at)
-    if above is None or not ("mapping values" in problem or "expected key" in problem or "expected '-'" in problem):
-        return None
-    if "expected '-'" in problem:
-        return _say(
-            source,
-            "a key between the entries of a list",
-            start + indent,
-            start + len(line.rstrip()),
-            "start the line with `- `, or indent it like the key of the list",
-        )
-    if "mapping values" not in problem and start + indent != at:
-        return None
-    levels: list[int] = []
-    line_number = source.line_of(at)
-    while line_number > 0 and (not levels or levels[-1] > 0):
-        line_number -= 1
-        _, text = _raw_line(source, source.line_starts[line_number])
-        depth = len(text) - len(text.lstrip())
-        if text.strip() and not text.lstrip().startswith("#") and (not levels or depth < levels[-1]):
-            levels.append(depth)
-    if indent in levels or not levels:
-        return None
-    nearest = sorted(levels, key=lambda level: abs(level - indent))[:2]
-    ways = " or ".join(f"{level} space{'' if level == 1 else 's'}" for level in sorted(nearest, reverse=True))
-    found = f"indented by {indent}, unlike the lines above"
-    return _say(source, found, start + indent, start + len(line.rstrip()), f"indent it by {ways}")
-
-
-def _line_above(source: SourceFile, at: int) -> tuple[int, str] | None:
-    """The start and text of the nearest line above that holds more than a comment."""
-    for line in range(source.line_of(at) - 1, -1, -1):
-        start, text = _raw_line(source, source.line_starts[line])
-        if text.strip() and not text.lstrip().startswith("#"):
-            return start, text
     return None
 
 

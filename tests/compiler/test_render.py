@@ -79,7 +79,7 @@ def test_fixes_change_the_wrong_places_and_nothing_else(tmp_path: Path) -> None:
     spec = tmp_path / "spec.yaml"
     spec.write_text(
         "# a comment that stays\napiVersion: higgsc/v1\nname: x   # and this one\n"
-        "model: {family: higgs-audio-v3, revision: 1234567}\n"
+        "model: {family: higs-audio-v2, revision: 1234567}\n"
         "data: {train: [{pth: 'تدريب.json'}]}\nhardware: 8xH200\n"
         "lora: {rnak: '16', targets: [q_proj]}\n"
         "training: {epochs: 1, global_batch: {samples: 1.28e2}, learning_rate: 1e-4}\n",

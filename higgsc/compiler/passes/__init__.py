@@ -16,22 +16,26 @@ from higgsc.compiler.passes.folders import folders
 from higgsc.compiler.passes.kubernetes import kubernetes
 from higgsc.compiler.passes.lora_targets import lora_targets
 from higgsc.compiler.passes.memory import memory
+from higgsc.compiler.passes.paths import paths
 from higgsc.compiler.passes.pinning import pinning
 from higgsc.compiler.passes.schedule import schedule
 from higgsc.compiler.passes.site import site
 from higgsc.compiler.passes.steps import steps
 from higgsc.compiler.passes.time_limit import time_limit
 from higgsc.compiler.passes.topology import topology
+from higgsc.compiler.passes.unlikely import unlikely
 
 Pass = Callable[[Ir, Sink], Ir]
 
 PASSES: tuple[Pass, ...] = (
+    paths,
     folders,
     kubernetes,  # needs the run's folder
     pinning,
     topology,
     batch,  # needs the data-parallel ranks of `topology`
     schedule,
+    unlikely,
     lora_targets,
     memory,  # needs the mesh, the accumulation and the adapter's modules
     time_limit,  # the same

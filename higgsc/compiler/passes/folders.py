@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from higgsc.compiler.diagnostics import Diagnostic, Sink
 from higgsc.compiler.ir import Ir
 
@@ -13,7 +11,6 @@ def folders(ir: Ir, sink: Sink) -> Ir:
 
     The points of a sweep share neither: a given output gets a folder for each of them.
     """
-    _refuse_shell(ir, sink)
     _refuse_backslash(ir, sink)
     output = ir.spec.output
     if output is None:
@@ -32,28 +29,3 @@ def _refuse_backslash(ir: Ir, sink: Sink) -> None:
     """Slurm reads the names of log files, and takes a backslash for an escape."""
     if "\\" in (ir.spec.output or ""):
         sink.add(Diagnostic("HC342", "`output` cannot have a backslash", ir.label("output"), help="write `/`"))
-
-
-def _refuse_shell(ir: Ir, sink: Sink) -> None:
-    """Report paths with `~` or `$NAME`: nothing expands them, so a folder of that very name would be made."""
-    spec = ir.spec
-    paths = {
-        "output": spec.output,
-        "data.store": spec.data.store,
-        "model.base": spec.model.base,
-        "model.audio_tokenizer": spec.model.audio_tokenizer,
-        **{f"data.train.{index}.path": source.path for index, source in enumerate(spec.data.train)},
-    }
-    for at, path in paths.items():
-        found = re.search(r"^~[^/]*|\$\{?[A-Za-z_][A-Za-z0-9_]*\}?", path or "")
-        if found is not None:
-            sink.add(
-                Diagnostic(
-                    "HC106",
-                    f"`{found[0]}` in `{at}` is not expanded: a spec means the same for everybody",
-                    ir.label(at),
-                    help=f"write the path out, or let the shell do it: `--set {at}={found[0]}/…`"
-                    if "train" not in at
-                    else "write the path out",
-                )
-            )

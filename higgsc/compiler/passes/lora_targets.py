@@ -53,6 +53,10 @@ def lora_targets(ir: Ir, sink: Sink) -> Ir:
         if not matches[pattern] and not sink.full:
             _report(ir, sink, index, pattern, matches, len(unmatched))
     heads = [HEADS[head] for head in lora.heads]
+    if not patterns and not heads:
+        message = "`lora.targets` is empty, so that no module gets an adapter"
+        help_ = "leave it out, or write `targets: comprehensive`"
+        sink.add(Diagnostic("HC503", message, ir.label("lora.targets"), help=help_))
     modules = {name for names in matches.values() for name in names} | set(heads)
     parameters = sum(lora.rank * (linear[name][0] + linear[name][1]) for name in modules)
     targets = tuple(dict.fromkeys([name for p in patterns for name in _as_suffixes(p, matches[p])] + heads))
@@ -117,19 +121,20 @@ def _report(ir: Ir, sink: Sink, index: int, pattern: str, matches: dict[str, lis
             )
         )
         return
+    if (layer := re.search(r"layers\.([0-9]+)(?:\.|$)", pattern)) and int(layer[1][:9]) >= ir.shape.layers:
+        way_out = f"there are layers 0 to {ir.shape.layers - 1}"
+    elif inside := matching(f"{pattern}.*", linear):
+        message = f"LoRA target `{pattern}` matches a block of {len(inside)} modules, not a linear module"
+        sink.add(Diagnostic("HC502", message, label, help=f"write `{pattern}.*`"))
+        return
+    elif pattern in PRESETS:
+        way_out = f"a preset stands alone: `targets: {pattern}`"
+    else:
+        way_out = _meant(pattern, linear)
     matched = sum(len(names) for names in matches.values())
     rest = len(matches) - unmatched
     others_match = "the other target matches" if rest == 1 else f"the other {rest} targets match"
     notes = (f"{others_match} {matched} modules ({ir.shape.layers} layers)",)
-    last_words = {".".join(name.split(".")[-2:]) for name in linear} | {name.split(".")[-1] for name in linear}
-    if pattern in FOREIGN:
-        way_out = f"did you mean {FOREIGN[pattern]}"
-    elif re.search(r"[\\^$()|+?]", pattern):
-        way_out = "targets are suffixes with `*`, no regular expressions: write `[q_proj, v_proj]`"
-    else:
-        way_out = (
-            did_you_mean(pattern, sorted(last_words)) or "write suffixes such as `self_attn.q_proj`, `audio_mlp.*`"
-        )
     sink.add(
         Diagnostic(
             "HC501",
@@ -139,3 +144,13 @@ def _report(ir: Ir, sink: Sink, index: int, pattern: str, matches: dict[str, lis
             help=way_out,
         )
     )
+
+
+def _meant(pattern: str, linear: Iterable[str]) -> str:
+    """The way out of a target that matches nothing."""
+    last_words = {".".join(name.split(".")[-2:]) for name in linear} | {name.split(".")[-1] for name in linear}
+    if pattern in FOREIGN:
+        return f"did you mean {FOREIGN[pattern]}"
+    if re.search(r"[\\^$()|+?]", pattern):
+        return "targets are suffixes with `*`, no regular expressions: write `[q_proj, v_proj]`"
+    return did_you_mean(pattern, sorted(last_words)) or "write suffixes such as `self_attn.q_proj`, `audio_mlp.*`"

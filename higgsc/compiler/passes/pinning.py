@@ -2,22 +2,54 @@
 
 from __future__ import annotations
 
+import re
+
+from higgsc.catalog.higgs_audio_v2 import BASES, BUILTIN_TINY
 from higgsc.compiler.diagnostics import Diagnostic, Sink
 from higgsc.compiler.ir import Ir
+from higgsc.spec.experiment import Model
+
+RELEASED_BASE: str = Model.model_fields["base"].default
+RELEASED_TOKENIZER: str = Model.model_fields["audio_tokenizer"].default
+KNOWN_COMMITS = {RELEASED_BASE: "0ff4877"}
+"""Commits of the released repositories in the layout that the trainer reads."""
 
 
 def pinning(ir: Ir, sink: Sink) -> Ir:
-    """Warn about a hub base without a revision."""
+    """Refuse bases that are none; warn about a hub base without a commit, and a commit that nothing is pinned by."""
     model = ir.spec.model
-    if _is_hub_id(model.base) and model.revision is None:
+    before = sink.error_count
+    for at, name, real in (
+        ("model.base", model.base, RELEASED_BASE),
+        ("model.audio_tokenizer", model.audio_tokenizer, RELEASED_TOKENIZER),
+    ):
+        if name.startswith("builtin:") and name not in BASES:
+            message = f"`{at}` cannot be `{name}`; of what is built in there is `{BUILTIN_TINY}` only"
+            sink.add(Diagnostic("HC106", message, ir.label(at), help=f"write `{BUILTIN_TINY}` or `{real}`"))
+    if model.base == RELEASED_TOKENIZER or model.audio_tokenizer == RELEASED_BASE:
+        at = "model.base" if model.base == RELEASED_TOKENIZER else "model.audio_tokenizer"
+        kind, right = ("audio tokenizer", RELEASED_BASE) if at == "model.base" else ("base model", RELEASED_TOKENIZER)
         sink.add(
             Diagnostic(
-                "HC412",
-                f"`model.revision` is not pinned, so `{model.base}` may change between two runs",
-                ir.label("model.base"),
-                help="add `revision:` with a commit of the repository",
+                "HC106", f"`{at}` names the released {kind}", ir.label(at), help=f"write `{right}`, or leave it out"
             )
         )
+    if sink.error_count > before or "://" in model.base:
+        return ir  # whose repository it is, is not known; `paths` reports URLs
+    revision = model.revision
+    if not _is_hub_id(model.base):
+        if revision is not None:
+            message = f"`model.revision` has no effect: `{model.base}` is no repository of the hub"
+            sink.add(Diagnostic("HC413", message, ir.label("model.revision"), help="write `revision: null`"))
+        return ir
+    commit = KNOWN_COMMITS.get(model.base)
+    help_ = f"write `revision: {commit}`" if commit else "write `revision:` with a commit of the repository's history"
+    if revision is None:
+        message = f"`model.revision` is not pinned, so `{model.base}` may change between two runs"
+        sink.add(Diagnostic("HC412", message, ir.label("model.base"), help=help_))
+    elif not re.fullmatch(r"[0-9a-f]{1,40}", revision):
+        message = f"`model.revision: {revision}` is a branch or a tag, which may move between two runs"
+        sink.add(Diagnostic("HC412", message, ir.label("model.revision"), help=help_))
     return ir
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.ir import Ir
-
-UNLIKELY_RATE = 0.1
-"""Learning rate from which AdamW on an adapter runs away; a hundred times what is usual."""
+from higgsc.compiler.position import COMMAND_LINE, Span
 
 
 def schedule(ir: Ir, sink: Sink) -> Ir:
@@ -15,7 +13,7 @@ def schedule(ir: Ir, sink: Sink) -> Ir:
     steps = spec.training.steps
     if (spec.training.epochs is None) == (steps is None):
         _need_one_length(ir, sink)
-    if steps is not None:
+    elif steps is not None:
         length = Label(ir.label("training.steps").span, f"{steps} steps in all")
         if spec.training.warmup_steps >= steps:
             sink.add(
@@ -37,15 +35,6 @@ def schedule(ir: Ir, sink: Sink) -> Ir:
                     help=f"`every_steps: {max(1, steps // 4)}` would write four",
                 )
             )
-    if spec.training.learning_rate >= UNLIKELY_RATE:
-        sink.add(
-            Diagnostic(
-                "HC324",
-                f"a learning rate of {spec.training.learning_rate:g} is far above what LoRA is trained with",
-                ir.label("training.learning_rate"),
-                help="`1e-4` is usual; a minus may be missing in the exponent",
-            )
-        )
     limits = spec.data.limits
     if limits.min_seconds >= limits.max_seconds:
         at = "data.limits.min_seconds" if ir.given("data.limits.min_seconds") else "data.limits.max_seconds"
@@ -78,41 +67,64 @@ def _need_one_length(ir: Ir, sink: Sink) -> None:
             Diagnostic(
                 "HC320",
                 "`training` says neither how many epochs nor how many steps",
-                ir.label("training.steps"),
-                help="add `epochs:` or `steps:`",
+                Label(_place(ir, "training")),
+                help="add `epochs: 3`, or `steps: 1000`, to `training`",
             )
         )
         return
+    if ir.label("training.steps").span.source.name == COMMAND_LINE:
+        _both_lengths(ir, sink, "add `--set training.epochs=null`")
+        return
+    if ir.label("training.epochs").span.source.name == COMMAND_LINE:
+        _both_lengths(ir, sink, "add `--set training.steps=null`")
+        return
+    steps, epochs = ir.label("training.steps").span, ir.label("training.epochs").span
+    # Which of the two is inherited: the one in another file than the spec itself.
+    own = ir.spec_path
+    inherited = next((key for key, at in (("epochs", epochs), ("steps", steps)) if at.source.name != own), None)
+    both = inherited is None or steps.source is epochs.source
     sink.add(
         Diagnostic(
             "HC320",
             "`training` is given both in epochs and in steps",
-            ir.label("training.steps"),
-            secondary=(Label(ir.label("training.epochs").span, "the other length"),),
-            help="keep one; `epochs: null` takes an inherited value back",
+            Label(epochs if inherited == "steps" and not both else steps),
+            secondary=(Label(steps if inherited == "steps" and not both else epochs, "the other length"),),
+            help="keep one of the two" if both else f"`{inherited}: null` takes the inherited length back",
         )
     )
 
 
+def _both_lengths(ir: Ir, sink: Sink, help_: str) -> None:
+    message = "`training` is given both in epochs and in steps"
+    other = Label(ir.label("training.epochs").span, "the other length")
+    sink.add(Diagnostic("HC320", message, ir.label("training.steps"), (other,), help=help_))
+
+
 def _need_held_out(ir: Ir, sink: Sink) -> None:
-    held_out = Label(ir.label("data.validation.fraction").span, "no validation samples")
-    if ir.spec.evaluate is not None:
-        sink.add(
-            Diagnostic(
-                "HC322",
-                "nothing is held out to evaluate on",
-                ir.label("evaluate") if ir.given("evaluate") else held_out,
-                secondary=(held_out,) if ir.given("evaluate") else (),
-                help="hold out a fraction, or set `evaluate: null`",
-            )
+    """One message for all that needs held-out samples."""
+    evaluate, merge = ir.spec.evaluate, ir.spec.merge
+    best = merge is not None and merge.select == "best"
+    needs = ["to evaluate on"] if evaluate is not None else []
+    needs += ["to tell the best checkpoint by"] if best else []
+    if not needs:
+        return
+    places = [
+        at for at, asked in (("evaluate", evaluate is not None), ("merge.select", best)) if asked and ir.given(at)
+    ]
+    ways = ["`evaluate: null`"] if evaluate is not None else []
+    ways += ["`merge: {select: last}`"] if best else []
+    sink.add(
+        Diagnostic(
+            "HC322",
+            f"nothing is held out {' and '.join(needs)}",
+            Label(ir.label("data.validation.fraction").span, "no validation samples"),
+            secondary=tuple(ir.label(at, "needs some") for at in places),
+            help=f"hold out a share, `fraction: 0.02`, or set {' and '.join(ways)}",
         )
-    if ir.spec.merge is not None and ir.spec.merge.select == "best":
-        sink.add(
-            Diagnostic(
-                "HC322",
-                "nothing is held out to tell the best checkpoint by",
-                ir.label("merge.select") if ir.given("merge.select") else held_out,
-                secondary=(held_out,) if ir.given("merge.select") else (),
-                help="hold out a fraction, or set `merge: {select: last}`",
-            )
-        )
+    )
+
+
+def _place(ir: Ir, path: str) -> Span:
+    """The key at a path, or the value where it has none."""
+    node = ir.tree.at(path)
+    return node.place if node is not None else ir.label(path).span

@@ -1,0 +1,178 @@
+"""The tables behind `foreign.py`: keys of other tools, and everyday words for keys of ours.
+
+In a way out, `<int:4>` stands for what was written behind the key if it is a whole number, else for `4`; so do
+`<num:…>`, `<share:…>` (a number up to 0.5), `<path:…>`, `<word:…>`, and `<a|b>` for one of a few words.
+"""
+
+from __future__ import annotations
+
+_HF = "the Hugging Face Trainer"
+_PEFT = "PEFT"
+_AXOLOTL = "axolotl"
+_SWIFT = "ms-swift"
+_SCRIPTS = "the train_tts scripts"
+_NEMO = "NeMo"
+_FACTORY = "LLaMA-Factory"
+_WANDB = "Weights & Biases"
+_SLURM = "Slurm"
+_METRICS = "leave it out: metrics.jsonl and TensorBoard are always written"
+_DERIVED = "leave it out: accumulation is derived from `training.global_batch` and `training.micro_batch`"
+_DEVICES = "`hardware: 8xH200` (or `2x8`, `1xCPU`); the launch scripts follow from it"
+_MESH = "`parallelism: {shard: 8}` for ZeRO over eight GPUs; without it every GPU holds the whole model"
+_NO_TENSOR = "leave it out: a layer is never split; `shard` divides the weights between GPUs"
+_DATA_MESH = "leave it out: the GPUs that `parallelism.shard` leaves over all see other samples"
+_RESUME = "leave it out: `higgsc run` takes up what is not done"
+
+KEYS: dict[str, tuple[str, str]] = {
+    "num_train_epochs": (_HF, "`training.epochs: <num:3>`"),
+    "max_steps": (_HF, "`training.steps: <int:1000>`"),
+    "per_device_train_batch_size": (_HF, "`training.micro_batch: {samples: <int:4>}`"),
+    "per_device_eval_batch_size": (_HF, "leave it out: validation uses `training.micro_batch`"),
+    "gradient_accumulation_steps": (_HF, _DERIVED),
+    "lr_scheduler_type": (_HF, "`training.decay: <cosine|linear|constant>`"),
+    "warmup_ratio": (_HF, "`training.warmup_steps: 100`, in optimizer steps"),
+    "logging_steps": (_HF, "`training.log_every_steps: <int:10>`"),
+    "save_steps": (_HF, "`checkpoint.every_steps: <int:500>`"),
+    "save_total_limit": (_HF, "`checkpoint.keep_last: <int:3>`"),
+    "eval_steps": (_HF, "`checkpoint.every_steps: <int:500>`: every checkpoint is validated"),
+    "evaluation_strategy": (_HF, "`checkpoint.every_steps: <int:500>`: every checkpoint is validated"),
+    "eval_strategy": (_HF, "`checkpoint.every_steps: <int:500>`: every checkpoint is validated"),
+    "load_best_model_at_end": (_HF, "`merge: {select: best}`"),
+    "bf16": (_HF, "`precision: bf16`"),
+    "fp16": (_HF, "`precision: bf16`; fp16 is not offered, its range is too small"),
+    "output_dir": (_HF, "`output: <path:runs/arabic>`"),
+    "resume_from_checkpoint": (_HF, _RESUME),
+    "max_length": (_HF, "`data.limits: {max_seconds: 30}`"),
+    "max_seq_length": (_HF, "`data.limits: {max_seconds: 30}`"),
+    "report_to": (_HF, _METRICS),
+    "deepspeed": (_HF, _MESH),
+    "fsdp": (_HF, _MESH),
+    "optim": (_HF, "leave it out: the optimizer is AdamW"),
+    "gradient_checkpointing": (_HF, "leave it out: a smaller `training.micro_batch` is what saves memory"),
+    "logging_dir": (_HF, "`output: <path:runs/arabic>`; logs go below it"),
+    "run_name": (_HF, "`name: <word:arabic>`"),
+    "torch_dtype": (_HF, "`precision: <bf16|fp32>`"),
+    "dataloader_num_workers": (_HF, "leave it out: the samples are encoded once, before the training"),
+    "per_gpu_train_batch_size": (_HF, "`training.micro_batch: {samples: <int:4>}`"),
+    "use_auth_token": (_HF, "`secrets: [HF_TOKEN]`"),
+    "hub_token": (_HF, "`secrets: [HF_TOKEN]`"),
+    "hf_token": (_HF, "`secrets: [HF_TOKEN]`"),
+    "model_name_or_path": (_HF, "`model.base: <path:bosonai/higgs-audio-v2-generation-3B-base>`"),
+    "lora_r": (_PEFT, "`lora.rank: <int:64>`"),
+    "lora_rank": (_SWIFT, "`lora.rank: <int:64>`"),
+    "lora_alpha": (_PEFT, "`lora.alpha: <num:128>`"),
+    "lora_dropout": (_PEFT, "`lora.dropout: <num:0.05>`"),
+    "target_modules": (_PEFT, "`lora.targets: comprehensive`"),
+    "modules_to_save": (_PEFT, "`lora.heads: [audio]` for adapters on the output heads"),
+    "lora_target_modules": (_AXOLOTL, "`lora.targets: comprehensive`"),
+    "base_model": (_AXOLOTL, "`model.base: <path:bosonai/higgs-audio-v2-generation-3B-base>`"),
+    "datasets": (_AXOLOTL, "`data.train: [{path: <path:data/train_chatml.json>}]`"),
+    "val_set_size": (_AXOLOTL, "`data.validation: {fraction: <share:0.02>}`"),
+    "num_epochs": (_AXOLOTL, "`training.epochs: <num:3>`"),
+    "micro_batch_size": (_AXOLOTL, "`training.micro_batch: {samples: <int:4>}`"),
+    "sequence_len": (_AXOLOTL, "`data.limits: {max_seconds: 30}`"),
+    "sample_packing": (_AXOLOTL, "leave it out: micro-batches are always packed"),
+    "lr_scheduler": (_AXOLOTL, "`training.decay: <cosine|linear|constant>`"),
+    "optimizer": (_AXOLOTL, "leave it out: the optimizer is AdamW"),
+    "flash_attention": (_AXOLOTL, "leave it out: attention is PyTorch's own"),
+    "wandb_project": (_AXOLOTL, _METRICS),
+    "wandb": (_WANDB, _METRICS),
+    "wandb_api_key": (_WANDB, _METRICS),
+    "lora_target": (_FACTORY, "`lora.targets: comprehensive`"),
+    "finetuning_type": (_FACTORY, "leave it out: training is LoRA, see `lora`"),
+    "cutoff_len": (_FACTORY, "`data.limits: {max_seconds: 30}`"),
+    "adapter": (_AXOLOTL, "leave it out: training is LoRA, see `lora`"),
+    "model_id_or_path": (_SWIFT, "`model.base: <path:bosonai/higgs-audio-v2-generation-3B-base>`"),
+    "dataset": (_SWIFT, "`data.train: [{path: <path:data/train_chatml.json>}]`"),
+    "train_type": (_SWIFT, "leave it out: training is LoRA, see `lora`"),
+    "sft_type": (_SWIFT, "leave it out: training is LoRA, see `lora`"),
+    "tuner_type": (_SWIFT, "leave it out: training is LoRA, see `lora`"),
+    "split_dataset_ratio": (_SWIFT, "`data.validation: {fraction: <share:0.02>}`"),
+    "model_path": (_SCRIPTS, "`model.base: <path:bosonai/higgs-audio-v2-generation-3B-base>`"),
+    "audio_tokenizer_path": (_SCRIPTS, "`model.audio_tokenizer: <path:bosonai/higgs-audio-v2-tokenizer>`"),
+    "train_data_file": (_SCRIPTS, "`data.train: [{path: <path:data/train_chatml.json>}]`"),
+    "data_path": (_SCRIPTS, "`data.train: [{path: <path:data/train_chatml.json>}]`"),
+    "eval_data_file": (_SCRIPTS, "`data.validation: {fraction: <share:0.02>}`"),
+    "validation_split": (_SCRIPTS, "`data.validation: {fraction: <share:0.02>}`"),
+    "use_lora": (_SCRIPTS, "leave it out: training is LoRA, see `lora`"),
+    "batch_size": (_SCRIPTS, "`training.global_batch: {samples: <int:128>}`"),
+    "nproc_per_node": ("torchrun", _DEVICES),
+    "nnodes": ("torchrun", _DEVICES),
+    "world_size": ("torchrun", _DEVICES),
+    "gpus": (_NEMO, _DEVICES),
+    "nodelist": (_SLURM, "leave it out: Slurm chooses the nodes"),
+    "job_name": (_SLURM, "`name: <word:arabic>`"),
+    "walltime": (_SLURM, '`site.time_limit: "24:00:00"`'),
+    "cpus_per_task": (_SLURM, "`site.cpus_per_node: <int:64>`"),
+    "ntasks_per_node": (_SLURM, _DEVICES),
+    "gres": (_SLURM, _DEVICES),
+    "num_gpus": (_SCRIPTS, _DEVICES),
+    "devices": (_NEMO, _DEVICES),
+    "num_nodes": (_NEMO, _DEVICES),
+    "tensor_parallel": (_NEMO, _NO_TENSOR),
+    "data_parallel": (_NEMO, _DATA_MESH),
+    "tensor": (_NEMO, _NO_TENSOR),
+    "pipeline": (_NEMO, _NO_TENSOR),
+    "tp": (_NEMO, _NO_TENSOR),
+    "pp": (_NEMO, _NO_TENSOR),
+}
+ANYWHERE = {"tensor", "pipeline", "tp", "pp", "bf16", "fp16", "optimizer", "optim", "deepspeed", "adapter"}
+"""Words that mean the same wherever they stand; other plain words below the top are more likely misspellings."""
+
+
+SYNONYMS: dict[tuple[str, str], str] = {
+    ("", "training_args"): "training",
+    ("model", "name"): "base",
+    ("model", "path"): "base",
+    ("model", "type"): "family",
+    ("data", "path"): "train",
+    ("data", "files"): "train",
+    ("data", "val"): "validation",
+    ("data", "valid"): "validation",
+    ("train", "file"): "path",
+    ("validation", "split"): "fraction",
+    ("lora", "r"): "rank",
+    ("lora", "modules"): "targets",
+    ("hardware", "gpus"): "gpus_per_node",
+    ("hardware", "type"): "gpu",
+    ("parallelism", "data"): "replicate",
+    ("parallelism", "dp"): "replicate",
+    ("parallelism", "ddp"): "replicate",
+    ("parallelism", "fsdp"): "shard",
+    ("parallelism", "zero"): "shard",
+    ("training", "lr"): "learning_rate",
+    ("training", "max_lr"): "learning_rate",
+    ("training", "warmup"): "warmup_steps",
+    ("training", "scheduler"): "decay",
+    ("training", "grad_clip"): "max_grad_norm",
+    ("checkpoint", "steps"): "every_steps",
+    ("checkpoint", "every"): "every_steps",
+    ("checkpoint", "keep"): "keep_last",
+    ("merge", "precision"): "dtype",
+    ("site", "name"): "profile",
+    ("site", "time"): "time_limit",
+    ("site", "queue"): "partition",
+    ("site", "cpus"): "cpus_per_node",
+}
+"""Words for a key of ours, by the mapping in which people write them."""
+
+_BATCH = "write `micro_batch: {samples: <int:4>}` for what one GPU takes at a time, `global_batch` for all of them"
+ADVICE: dict[tuple[str, str], tuple[str, str | None]] = {
+    ("checkpoint", "every_epochs"): (
+        "checkpoints are counted in optimizer steps: write `every_steps: 500`",
+        "every_steps",
+    ),
+    ("training", "batch_size"): (_BATCH, "global_batch"),
+    ("training", "batch"): (_BATCH, "global_batch"),
+    ("training", "global_batch_size"): ("write `global_batch: {samples: <int:128>}`", "global_batch"),
+    ("training", "save_every"): ("write `every_steps: <int:500>` in `checkpoint`", None),
+    ("validation", "path"): ("held-out samples come from `data.train`: write `fraction: 0.02`", None),
+    ("validation", "file"): ("held-out samples come from `data.train`: write `fraction: 0.02`", None),
+    ("", "slurm"): ("did you mean `site`?", None),
+    ("", "resume"): (_RESUME, None),
+    ("training", "resume"): (_RESUME, None),
+    ("", "env"): ("set variables where the jobs run; `secrets: [HF_TOKEN]` names those that must be there", None),
+    ("*", "accumulation"): (_DERIVED, None),
+    ("*", "gradient_accumulation"): (_DERIVED, None),
+}
+"""Keys that need more than another name, by the mapping in which people write them: help, and the key that is meant."""
