@@ -58,10 +58,9 @@ def test_the_number_of_jobs_and_the_assumption_are_named() -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("site.time_limit=0:01:00",),  # in epochs, so nobody knows how many steps
-        (*IN_STEPS, "site.time_limit=0:01:00", "hardware=1x8"),  # a GPU without a name
-        (*IN_STEPS, "site.time_limit=0:01:00", "precision=fp32", "training.micro_batch.samples=1"),  # no fp32 peak
-        (*IN_STEPS, "site.time_limit=0:00:00"),  # to Slurm, no limit
+        ("site.time_limit=0:10:00",),  # in epochs, so nobody knows how many steps
+        (*IN_STEPS, "site.time_limit=0:10:00", "hardware=1x8"),  # a GPU without a name
+        (*IN_STEPS, "site.time_limit=0:10:00", "precision=fp32", "training.micro_batch.samples=1"),  # no fp32 peak
     ],
 )
 def test_nothing_is_said_where_nothing_is_predicted(overrides: tuple[str, ...]) -> None:
