@@ -8,6 +8,7 @@ files) and Debian's packages slurmctld, slurmd, slurm-client and munge; bringing
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -137,11 +138,13 @@ class Cluster:
         _stop(self.root / "run/slurmctld.pid")
 
     def node_up(self, node: str) -> None:
-        """Start a node's slurmd, with a host name and an /etc/hosts of its own."""
-        script = 'mount --make-rprivate / && mount --bind "$1" /etc/hosts && hostname "$2" && exec "$3" -f "$4" -N "$2"'
+        """Start a node's slurmd, with a host name, an /etc/hosts and a home of root's of its own."""
+        script = (
+            'mount --make-rprivate / && mount --bind "$1/hosts" /etc/hosts && mount --bind "$1/passwd" /etc/passwd '
+            '&& hostname "$2" && exec "$3" -f "$1/slurm.conf" -N "$2"'
+        )
         slurmd = _find("slurmd") or "slurmd"
-        words = ["bash", "-c", script, "_", str(self.root / "hosts"), node, slurmd, str(self.conf)]
-        _run(["unshare", "--mount", "--uts", *words])
+        _run(["unshare", "--mount", "--uts", "bash", "-c", script, "_", str(self.root), node, slurmd])
         _wait_for_port(self._port + 1 + self.nodes.index(node))
 
     def node_kill(self, node: str) -> None:
@@ -211,6 +214,10 @@ class Cluster:
         (self.root / "cgroup.conf").write_text(_CGROUP_CONF)
         names = "".join(f"127.0.0.1 {node}\n" for node in self.nodes)
         (self.root / "hosts").write_text(f"127.0.0.1 localhost {host}\n{names}")
+        # Jobs get root's login environment. A login file of this machine may be slow, or left locked by a power cut.
+        (self.root / "home").mkdir(exist_ok=True)
+        passwd = Path("/etc/passwd").read_text()
+        (self.root / "passwd").write_text(re.sub(r"(?m)^(root:.*):[^:]*:([^:]*)$", rf"\1:{self.root}/home:\2", passwd))
         key = self.root / "munge/key"
         if not key.exists():
             key.touch(mode=0o600)
