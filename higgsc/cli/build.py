@@ -14,7 +14,7 @@ from higgsc.contract.receipts import write_atomically
 from higgsc.emit.build import builds_of
 from higgsc.emit.emitters import emit_all
 from higgsc.emit.points import SWEEP, former_points, sweep_files
-from higgsc.emit.shell import quote, quote_argv
+from higgsc.emit.shell import quote_argv
 from higgsc.emit.write import Changes, compare, remove, write
 
 
@@ -44,7 +44,7 @@ def command(
             failed = not _up_to_date(compilation) or failed
         else:
             _write(compilation, force=force)
-            click.echo(f"next: {_next(spec, output, site, overrides)}")
+            click.echo(f"next: {_next(compilation, spec, output, site, overrides)}")
     if failed:
         sys.exit(ExitCode.DIAGNOSTICS)
 
@@ -88,12 +88,14 @@ def _up_to_date(compilation: Compilation) -> bool:
     return fine
 
 
-def _next(spec: Path, output: Path | None, site: str | None, overrides: tuple[str, ...]) -> str:
-    """The command that carries this very build out: the same spec with the same options."""
-    if output is not None:
-        return f"bash {quote(f'{output}/torchrun/run.sh')}"
+def _next(
+    compilation: Compilation, spec: Path, output: Path | None, site: str | None, overrides: tuple[str, ...]
+) -> str:
+    """The command that carries this very build out: the same spec with the same options, or the folder itself."""
+    on_gpus = compilation.compiled[0].ir.spec.hardware.device == "cuda"
     options = [*(["--site", site] if site else []), *(word for text in overrides for word in ("--set", text))]
-    return quote_argv(["higgsc", "run", str(spec), *options])
+    what = [str(spec), *options] if output is None else [str(output)]
+    return quote_argv(["higgsc", "submit" if on_gpus else "run", *what])
 
 
 def _listing(changes: Changes, total: int) -> str:

@@ -90,6 +90,6 @@ def test_a_spec_that_is_no_sweep_any_more(project: Path) -> None:
 
 def test_the_next_command_repeats_the_options(project: Path) -> None:
     result = higgsc("build", "specs/arabic.yaml", "--set", "lora.rank=16", cwd=project)
-    assert result.stdout.splitlines()[-1] == "next: higgsc run specs/arabic.yaml --set lora.rank=16"
+    assert result.stdout.splitlines()[-1] == "next: higgsc submit specs/arabic.yaml --set lora.rank=16"
     result = higgsc("build", "specs/arabic.yaml", "-o", "else where", cwd=project)
-    assert result.stdout.splitlines()[-1] == "next: bash 'else where/torchrun/run.sh'"
+    assert result.stdout.splitlines()[-1] == "next: higgsc submit 'else where'"

@@ -44,7 +44,7 @@ def test_build_prints_the_plan_and_writes_it(tmp_path: Path) -> None:
         "  prepare → train → merge → evaluate",
         "  memory  52.8 of 141 GB per GPU   fits; up to 19,980 tokens per micro-batch (10 samples) would",
         "wrote 16 files to generated/arabic",
-        "next: higgsc run specs/arabic.yaml",
+        "next: higgsc submit specs/arabic.yaml",
     ]
     assert (tmp_path / "generated/arabic/higgsc.lock").read_bytes() == (
         ROOT / "generated/arabic/higgsc.lock"
