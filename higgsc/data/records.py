@@ -31,20 +31,20 @@ class Utterance(Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknow
     audio: Audio | None = None
 
 
-class Record(Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
+class Record(Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True):
     """One sample of a data file: the canonical form, written as a line of JSON."""
 
     id: str
+    target: Utterance
+    """What is to be said. Without audio the record is a prompt to generate from, not a sample to learn from."""
+    references: tuple[Utterance, ...] = ()
+    """Turns that come before the target in the same voice, each with its audio; none in single-speaker data."""
     speaker: str = ""
     """Whose voice it is; empty where the data names none."""
     system: str | None = None
     """System text; None leaves it to the model's default."""
     scene: str | None = None
     """Description of the recording's surroundings."""
-    references: tuple[Utterance, ...] = ()
-    """Turns that come before the target in the same voice, each with its audio; none in single-speaker data."""
-    target: Utterance
-    """What is to be said. Without audio the record is a prompt to generate from, not a sample to learn from."""
     extra: dict[str, Any] | None = None
     """Keys of the sample that have no meaning here, kept as they are."""
     origin: str | None = None

@@ -64,13 +64,13 @@ class _Heard(_Part):
 
 
 class _Misc(Struct, gc=False):
-    sample_id: str | int | None = None
+    sample_id: str | None = None
 
 
 class _Sample(_Part, kw_only=True):
-    id: str | int | None = None
+    id: str | None = None
     start_index: int | None = None
-    speaker: str | int | None = None
+    speaker: str = ""
     misc: Raw = _NONE
     origin: str | None = None
 
@@ -83,26 +83,33 @@ class _Five(_Sample):
     messages: tuple[_System, _Said, _Heard, _Said, _Heard]
 
 
+class _FiveWithTranscript(_Sample):
+    messages: tuple[_System, _Said, _Heard, _Said, _Answered]
+
+
 _three = msgspec.json.Decoder(_Three).decode
 _five = msgspec.json.Decoder(_Five).decode
+_transcribed = msgspec.json.Decoder(_FiveWithTranscript).decode
 _misc = msgspec.json.Decoder(_Misc).decode
 
 
 def fast() -> Fast:
     """A reader of lines that tries the shape of the line before first."""
-    shapes = [_of_three, _of_five]
+    shapes = [_of_three, _of_five, _of_five_with_transcript]
 
     def read(line: bytes) -> Record | None:
         try:
             return shapes[0](line)
         except (msgspec.DecodeError, UnicodeDecodeError):
             pass
-        try:
-            made = shapes[1](line)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return None
-        shapes.reverse()
-        return made
+        for number in (1, 2):
+            try:
+                made = shapes[number](line)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                continue
+            shapes.insert(0, shapes.pop(number))
+            return made
+        return None
 
     return read
 
@@ -120,39 +127,47 @@ def _of_three(line: bytes) -> Record | None:
 def _of_five(line: bytes) -> Record | None:
     row = _five(line)
     system, reference, heard, request, spoken = row.messages
-    text = request.content.strip()
-    if not text or not reference.content.strip() or REQUEST in text:
+    text = request.content
+    if not text.strip() or not reference.content.strip() or REQUEST in text:
         return None
     first = heard.content if isinstance(heard.content, _Audio) else heard.content[0]
     second = spoken.content if isinstance(spoken.content, _Audio) else spoken.content[0]
     return _record(row, system.content, reference.content, first, text, second)
 
 
+def _of_five_with_transcript(line: bytes) -> Record | None:
+    row = _transcribed(line)
+    system, reference, heard, _, answered = row.messages
+    said, spoken = answered.content
+    if not (said.text.strip() and reference.content.strip()):
+        return None
+    first = heard.content if isinstance(heard.content, _Audio) else heard.content[0]
+    return _record(row, system.content, reference.content, first, said.text, spoken)
+
+
 def _record(row: _Sample, system: str, text: str, heard: _Audio, said: str, spoken: _Audio) -> Record | None:
-    name, extra = row.id, None
+    name, speaker, extra = row.id, row.speaker, None
     if row.misc is not _NONE:
         extra = {"misc": row.misc}
         if name is None:
             name = _misc(row.misc).sample_id
-    speaker = row.speaker or ""
-    if (
-        not isinstance(name, str)
-        or not isinstance(speaker, str)
-        or not name
-        or not name.isprintable()
-        or not speaker.isprintable()
-        or not system.strip()
-        or not heard.audio_url.strip()
-        or not spoken.audio_url.strip()
-        or SCENE_START in system
+    if not (
+        name
+        and name.isprintable()
+        and speaker.isprintable()
+        and SCENE_START not in system
+        and system.strip()
+        and heard.audio_url.strip()
+        and spoken.audio_url.strip()
     ):
         return None
     return Record(
-        id=name,
-        speaker=speaker,
-        system=system,
-        references=(Utterance(text, Audio(heard.audio_url, heard.offset, heard.duration)),),
-        target=Utterance(said, Audio(spoken.audio_url, spoken.offset, spoken.duration)),
-        extra=extra,
-        origin=row.origin,
+        name,
+        Utterance(said, Audio(spoken.audio_url, spoken.offset, spoken.duration)),
+        (Utterance(text, Audio(heard.audio_url, heard.offset, heard.duration)),),
+        speaker,
+        system,
+        None,
+        extra,
+        row.origin,
     )

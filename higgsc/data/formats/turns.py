@@ -36,9 +36,9 @@ def split_system(turns: list[Turn]) -> tuple[str | None, str | None, list[Turn]]
     """System text and scene, each None if there is none, and the turns that follow."""
     system = scene = None
     if turns and turns[0][0] == "system":
-        system = only_text(turns[0][1], "system turn")
+        system = only_text(turns[0][1], "system turn") if turns[0][1] else None  # a blank one says nothing
         turns = turns[1:]
-        if marked := _SCENE.search(system):
+        if system and (marked := _SCENE.search(system)):
             scene = marked.group(1).strip() or None
             system = _SCENE.sub("\n\n", system, count=1).strip() or None
     if turns and turns[0][0] == "scene":
@@ -69,13 +69,12 @@ def dialogue(turns: list[Turn], *, plain_request: bool = False) -> tuple[tuple[U
     asked = turns[-2 if len(turns) % 2 == 0 else -1][1]
     if len(turns) <= 2 and any(isinstance(part, Audio) for part in asked):
         reference, request = _user_turn(asked)
-        wording = request if request is None or not plain_request else f"{REQUEST}{request}"
-        return (reference,), Utterance(_target_text(text, wording), audio)
+        return (reference,), Utterance(_target_text(text, request, plain=plain_request), audio)
     references = tuple(
         _reference(number, turns[2 * number][1], turns[2 * number + 1][1]) for number in range((len(turns) - 1) // 2)
     )
     request = only_text(asked, "second user turn" if len(references) == 1 else "last user turn")
-    return references, Utterance(_target_text(text, request if REQUEST in request else REQUEST + request), audio)
+    return references, Utterance(_target_text(text, request, plain=REQUEST not in request), audio)
 
 
 def part_of(part: Any) -> Part:
@@ -117,11 +116,11 @@ def only_text(parts: list[Part], where: str) -> str:
 
 
 def _reference(number: int, asked: list[Part], answer: list[Part]) -> Utterance:
-    where = "first" if number == 0 else f"user turn {number + 1}:"
-    text = only_text(asked, f"{where} user turn" if number == 0 else f"user turn {number + 1}")
+    which = "first" if number == 0 else f"{number + 1}."
+    text = only_text(asked, f"{which} user turn")
     _, audio = _spoken(answer)
     if audio is None:
-        raise ValueError(f"the {'first' if number == 0 else f'{number + 1}.'} assistant turn holds no reference audio")
+        raise ValueError(f"the {which} assistant turn holds no reference audio")
     return Utterance(text, audio)
 
 
@@ -146,10 +145,12 @@ def _spoken(parts: list[Part]) -> tuple[str | None, Audio | None]:
     return (texts[0] if texts else None), (audio[0] if audio else None)
 
 
-def _target_text(transcript: str | None, request: str | None) -> str:
-    """The assistant's transcript; without one, what follows the known words of the request."""
+def _target_text(transcript: str | None, request: str | None, *, plain: bool) -> str:
+    """The assistant's transcript; without one, what follows the known words of the request, or a plain request."""
     if transcript is not None:
         return said(transcript, "target text")
+    if plain and request is not None:
+        return said(request, "target text")
     _, found, text = (request or "").partition(REQUEST)
     if not found or not text.strip():
         raise ValueError(f"no target text: neither an assistant's text nor a request that has {REQUEST!r}")
