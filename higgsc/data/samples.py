@@ -88,9 +88,9 @@ def cloning_sample(record: Record, *, source: Path, line: int, homes: tuple[Path
         system=record.system or DEFAULT_SYSTEM,
         scene=record.scene,
         reference_text=reference.text,
-        reference_audio=_span(reference.audio, source, homes),
+        reference_audio=span_of(reference.audio, source, homes),
         target_text=record.target.text,
-        target_audio=_span(record.target.audio, source, homes),
+        target_audio=span_of(record.target.audio, source, homes),
         source=source,
         line=line,
     )
@@ -114,7 +114,12 @@ def _shown(path: Path, homes: tuple[Path, ...]) -> Path:
     return path.relative_to(homes[1]) if path.is_relative_to(homes[1]) else path
 
 
-def _span(audio: Audio, source: Path, homes: tuple[Path, ...]) -> AudioSpan:
+def span_of(audio: Audio, source: Path, homes: tuple[Path, ...]) -> AudioSpan:
+    """The audio that a data file names, found.
+
+    Raises:
+        ValueError: It may not be read from where it lies.
+    """
     path = locate_audio(audio.path, source=source, homes=homes)
     # A duration on its own does not cut: data written by others has it rounded, to describe the file.
     if audio.offset is None:

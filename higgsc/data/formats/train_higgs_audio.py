@@ -94,8 +94,12 @@ def _transcript(row: dict[str, Any], path: Path) -> str:
     if not isinstance(name, str) or not name.strip():
         raise ValueError("no transcript: `transcript` or `transcript_file` is missing")
     homes = (path.parent,)
+    located = locate_audio(name, source=path, homes=homes, what="transcript")
     try:
-        place = confine(locate_audio(name, source=path, homes=homes, what="transcript"), homes)
+        place = confine(located, homes)
+    except ValueError as error:
+        raise ValueError(f"transcript {name!r}: {error}") from error
+    try:
         with place.open("rb") as stream:
             content = stream.read(_LARGEST_TRANSCRIPT + 1)
     except OSError as error:
