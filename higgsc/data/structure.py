@@ -14,7 +14,7 @@ import numpy as np
 from higgsc.catalog.codec import SPECIAL_TOKENS
 from higgsc.data.convert import cause_of
 from higgsc.data.formats.paths import homes_of, locate_audio
-from higgsc.data.records import Audio, Record
+from higgsc.data.records import Audio, Record, Rejected
 from higgsc.data.samples import NO_REFERENCE, NO_TARGET, SourceFile
 
 EXAMPLES = 5
@@ -91,7 +91,7 @@ def _check_source(source: SourceFile, made: Structure, root: Path, roots: tuple[
     samples = 0
     for line, record in source.records(root=root):
         samples += 1
-        if not isinstance(record, Record):
+        if isinstance(record, Rejected):
             made.reject(f"{source.path}:{line}", record.id, record.reason)
             continue
         hashes(hash(record.id))
@@ -106,7 +106,8 @@ def _check_source(source: SourceFile, made: Structure, root: Path, roots: tuple[
             # What these three let pass is sound; the careful checks take longer than reading the row.
             if "<" in text or "<" in references[0].text or len(text) > MAX_CHARACTERS:
                 reason = _text_reason(text) or _text_reason(references[0].text)
-            if heard is None or not (_plain(said) and _plain(heard)):
+            names = f"{said.path}\n/{heard.path}" if heard is not None else ".."
+            if ".." in names or ":" in names or "\0" in names or "\n//" in names or names[0] == "/":
                 reason = reason or _path_reason((said, heard), source.path, homes)
         if reason is not None:
             made.reject(f"{source.path}:{line}", record.id, reason)
@@ -116,12 +117,6 @@ def _check_source(source: SourceFile, made: Structure, root: Path, roots: tuple[
         if keep is not None:
             keep(source, line, record)
     made.samples += samples
-
-
-def _plain(audio: Audio) -> bool:
-    """Whether a name cannot lead out of the data file's folder."""
-    name = audio.path
-    return name[0] != "/" and ".." not in name and ":" not in name and name.isprintable()
 
 
 def _path_reason(audios: tuple[Audio | None, ...], source: Path, homes: tuple[Path, ...]) -> str | None:

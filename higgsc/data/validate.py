@@ -187,8 +187,8 @@ def _judge(rows: list[_Row], findings: dict[AudioSpan, Finding], request: Reques
                 except ValueError as error:
                     raise ValueError(f"{what} text: {error}") from error
             for what, span in (("reference", row.reference), ("target", row.target)):
-                if error := next(iter(findings[span].errors), None) or declared_error(span, findings[span]):
-                    raise ValueError(f"{what} audio: {error} ({span.path.name})")
+                if bad := next(iter(findings[span].errors), None) or declared_error(span, findings[span]):
+                    raise ValueError(f"{what} audio: {bad} ({span.path.name})")
         except ValueError as unusable:
             report.bad += 1
             cause = _without_names(str(unusable))

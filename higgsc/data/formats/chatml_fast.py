@@ -97,17 +97,20 @@ def fast() -> Fast:
     """A reader of lines that tries the shape of the line before first."""
     shapes = [_of_three, _of_five, _of_five_with_transcript]
 
+    first = shapes[0]
+
     def read(line: bytes) -> Record | None:
+        nonlocal first
         try:
-            return shapes[0](line)
+            return first(line)
         except (msgspec.DecodeError, UnicodeDecodeError):
             pass
-        for number in (1, 2):
+        for shape in shapes:
             try:
-                made = shapes[number](line)
+                made = shape(line)
             except (msgspec.DecodeError, UnicodeDecodeError):
                 continue
-            shapes.insert(0, shapes.pop(number))
+            first = shape
             return made
         return None
 

@@ -94,19 +94,17 @@ def _read_rows(path: Path, form: Format, stem: str) -> Iterator[Read]:
 def _read_lines(path: Path, form: Format, stem: str) -> Iterator[Read]:
     """As `_read_rows`, with the quick reader where it knows the line."""
     assert form.fast is not None
-    quick, number = form.fast(), -1
+    quick, blank = form.fast(), 0
     with path.open("rb") as stream:
         for line_number, line in enumerate(stream, start=1):
             if (record := quick(line)) is not None:
-                number += 1
                 yield line_number, record
-            elif not line.isspace():
-                number += 1
+            elif line.isspace():
+                blank += 1
+            else:
+                name = f"{stem}-{line_number - blank - 1:06d}"
                 located = locate_line(line, line_number)
-                yield (
-                    line_number,
-                    _record(located.value, located.problem, line_number, form, path, f"{stem}-{number:06d}"),
-                )
+                yield line_number, _record(located.value, located.problem, line_number, form, path, name)
 
 
 def _record(value: Any, problem: str | None, line: int, form: Format, path: Path, name: str) -> Record | Rejected:
