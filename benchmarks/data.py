@@ -41,11 +41,11 @@ def main() -> None:
         size = _write_rows(data, arguments.rows)
         source = SourceFile(path=data, format="chatml")
         tasks: dict[str, Callable[[], Any]] = {
-            "validate: json and checks": lambda: _plain_validate(data),
-            "validate: higgsc": lambda: check_structure((source,), root=data.parent, roots=()),
-            "convert: json": lambda: _plain_convert(data, data.with_name("plain.jsonl")),
             "convert: higgsc to canonical": lambda: convert(source, data.with_name("out.jsonl")),
             "convert: higgsc to ChatML": lambda: convert(source, data.with_name("chatml.jsonl"), to="chatml"),
+            "validate: higgsc": lambda: check_structure((source,), root=data.parent, roots=()),
+            "convert: json": lambda: _plain_convert(data, data.with_name("plain.jsonl")),
+            "validate: json and checks": lambda: _plain_validate(data),
         }
         rows = _time(tasks, arguments.rounds)
         files = {kind: _write_audio(Path(folder) / kind, kind, arguments.files) for kind in ("wav", "flac")}
@@ -56,31 +56,32 @@ def main() -> None:
         headers = _time(probes, arguments.rounds)
     print(f"python {sys.version.split()[0]}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(f"{arguments.rows:,} rows of {size / arguments.rows:.0f} B, {arguments.files:,} files of each kind\n")
-    _show(rows, arguments.rows, "rows/s", peers={"validate": 0, "convert": 2})
-    print(
-        f"largest resident set of the whole run: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB\n"
-    )
-    _show(headers, arguments.files, "files/s", peers={"wav": 0, "flac": 2})
+    _show(rows, arguments.rows, "rows/s", {"convert": "convert: json", "validate": "validate: json and checks"})
+    _show(headers, arguments.files, "files/s", {kind: f"{kind}: soundfile.info" for kind in files})
+    print("peak MiB: largest resident set of the process by then, in the order shown")
 
 
-def _time(tasks: dict[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[float, float]]:
-    """Best processor and wall-clock seconds of each task."""
-    best: dict[str, tuple[float, float]] = {}
+Taken = tuple[float, float, float]
+
+
+def _time(tasks: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Taken]:
+    """Best processor and wall-clock seconds of each task, and the peak of memory after its first round in MiB."""
+    best: dict[str, Taken] = {}
     for _ in range(rounds):
         for name, task in tasks.items():
             wall, processor = time.perf_counter(), time.process_time()
             task()
             took = time.process_time() - processor, time.perf_counter() - wall
-            best[name] = min(took, best.get(name, took))
+            peak = best[name][2] if name in best else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            best[name] = min((*took, peak), best.get(name, (*took, peak)))
     return best
 
 
-def _show(best: dict[str, tuple[float, float]], count: int, unit: str, peers: dict[str, int]) -> None:
-    names = list(best)
-    print(f"{'':30} {'CPU s':>8} {'wall s':>8} {unit:>11} {'x peer':>7}")
-    for name, (processor, wall) in best.items():
-        peer = best[names[peers[name.split(":")[0]]]][0]
-        print(f"{name:30} {processor:8.2f} {wall:8.2f} {count / processor:11,.0f} {peer / processor:7.1f}")
+def _show(best: dict[str, Taken], count: int, unit: str, peers: dict[str, str]) -> None:
+    print(f"{'':30} {'CPU s':>8} {'wall s':>8} {unit:>11} {'x peer':>7} {'peak MiB':>9}")
+    for name, (processor, wall, peak) in best.items():
+        peer = best[peers[name.split(":")[0]]][0]
+        print(f"{name:30} {processor:8.2f} {wall:8.2f} {count / processor:11,.0f} {peer / processor:7.1f} {peak:9.0f}")
     print()
 
 
