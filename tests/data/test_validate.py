@@ -16,7 +16,7 @@ import pytest
 soundfile = pytest.importorskip("soundfile")
 
 from click.testing import CliRunner  # noqa: E402
-from hypothesis import given  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from higgsc.cli.data import command  # noqa: E402
@@ -239,6 +239,7 @@ def test_one_row_too_many_fails_and_processes_agree(tmp_path: Path) -> None:
     assert alone.bad == 1
 
 
+@settings(deadline=None)  # files on a busy disk
 @given(st.sampled_from([8_000, 16_000, 24_000, 44_100]), st.integers(1, 7), st.integers(1, 3_000), st.data())
 def test_a_header_is_what_libsndfile_says(
     tmp_path_factory: pytest.TempPathFactory, rate: int, channels: int, frames: int, data: st.DataObject
@@ -256,6 +257,7 @@ def test_a_header_is_what_libsndfile_says(
     assert header.held == header.frames
 
 
+@settings(deadline=None)  # files on a busy disk
 @given(st.binary(max_size=80), st.sampled_from([b"", b"RIFF\0\0\0\0WAVE", b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0", b"fLaC"]))
 def test_no_header_breaks_the_probe(tmp_path_factory: pytest.TempPathFactory, content: bytes, start: bytes) -> None:
     path = tmp_path_factory.mktemp("probe") / "a.wav"

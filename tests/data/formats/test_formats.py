@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from higgsc.contract.outcome import ExitCode, StepError
@@ -89,6 +89,7 @@ RECORDS = st.builds(
 )
 
 
+@settings(deadline=None)  # files on a busy disk
 @given(st.lists(RECORDS, min_size=1, max_size=5))
 def test_any_record_survives_chatml(tmp_path_factory: pytest.TempPathFactory, records: list[Record]) -> None:
     folder = tmp_path_factory.mktemp("trip")
@@ -111,6 +112,7 @@ def samples() -> list[dict[str, Any]]:
     return [json.loads(line) for line in (FIXTURES / "chatml-lines.jsonl").read_text().splitlines() if line[1] == '"']
 
 
+@settings(deadline=None)  # files on a busy disk
 @given(st.data())
 def test_the_quick_reader_agrees_with_the_careful_one(data: st.DataObject) -> None:
     """On the usual rows, and on rows of which one place holds something else."""
