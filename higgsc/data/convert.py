@@ -67,7 +67,7 @@ def convert(source: SourceFile, output: Path, *, to: OutputFormat = "canonical")
             if isinstance(read, Record):
                 try:
                     piece += encoder(read, read.origin or f"{place}:{line}")
-                except (ValueError, OverflowError, TypeError) as error:
+                except (ValueError, OverflowError, TypeError, RecursionError) as error:
                     read = Rejected(id=read.id, source=source.path, line=line, reason=f"cannot be written: {error}")
                 else:
                     piece += b"\n"

@@ -16,6 +16,8 @@ from higgsc.data.formats.protocol import Fast, Format
 from higgsc.data.records import Audio, Record, Utterance
 
 _decode = msgspec.json.Decoder(Record).decode
+_LEFT = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What says that a line is left to the careful reader."""
 _KEYS = frozenset(("id", "speaker", "system", "scene", "references", "target", "extra", "origin"))
 
 
@@ -77,7 +79,7 @@ def fast() -> Fast:
     def read(line: bytes) -> Record | None:
         try:
             made = _decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except _LEFT:
             return None
         return made if _usual(made) else None
 

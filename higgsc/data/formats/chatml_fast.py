@@ -19,6 +19,8 @@ from higgsc.data.records import Audio, Record, Utterance
 _Offset = Annotated[float, Meta(ge=0, lt=1e9)]
 _Duration = Annotated[float, Meta(gt=0, lt=1e9)]
 _NONE = Raw()
+_LEFT = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What says that a line is left to the careful reader."""
 
 
 class _Part(Struct, gc=False, forbid_unknown_fields=True):
@@ -103,12 +105,12 @@ def fast() -> Fast:
         nonlocal first
         try:
             return first(line)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except _LEFT:
             pass
         for shape in shapes:
             try:
                 made = shape(line)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except _LEFT:
                 continue
             first = shape
             return made

@@ -225,6 +225,17 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         detect(tmp_path / "a.jsonl")
 
 
+@pytest.mark.parametrize("depth", [300, 900, 100_000])
+@pytest.mark.parametrize("form", ["chatml", "canonical"])
+def test_deep_nesting_is_a_bad_row_or_none_never_the_end(tmp_path: Path, form: str, depth: int) -> None:
+    deep = "[" * depth + "]" * depth
+    good = '{"id": "x", "target": {"text": "t"}}' if form == "canonical" else json.dumps(samples()[0])
+    key = "extra" if form == "canonical" else "misc"
+    (tmp_path / "a.jsonl").write_text(f'{good}\n{good[:-1]}, "{key}": {{"a": {deep}}}}}\n{good}\n')
+    made = convert(SourceFile(path=tmp_path / "a.jsonl", format=form), tmp_path / "b.jsonl")
+    assert (made.written + made.rejected, made.written >= 2) == (3, True)
+
+
 def test_an_array_larger_than_what_is_read_at_once(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     sample = samples()[0]
