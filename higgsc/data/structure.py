@@ -104,8 +104,9 @@ def _check_source(source: SourceFile, made: Structure, root: Path, roots: tuple[
         else:
             text, said, heard = target.text, target.audio, references[0].audio
             # What these three let pass is sound; the careful checks take longer than reading the row.
-            if "<" in text or "<" in references[0].text or len(text) > MAX_CHARACTERS:
-                reason = _text_reason(text) or _text_reason(references[0].text)
+            reference = references[0].text
+            if "<" in text or "<" in reference or len(text) > MAX_CHARACTERS or len(reference) > MAX_CHARACTERS:
+                reason = _text_reason(text) or _text_reason(reference)
             names = f"{said.path}\n/{heard.path}" if heard is not None else ".."
             if ".." in names or ":" in names or "\0" in names or "\n//" in names or names[0] == "/":
                 reason = reason or _path_reason((said, heard), source.path, homes)
