@@ -44,9 +44,10 @@ def convert_command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Convert the data file IN, of any known format, to one sample a line.
+    """Convert a data file to one sample a line.
 
-    Samples that cannot be read go to OUT.rejected.jsonl, each with its cause and line. Audio stays where it is."""
+    IN is of any known format. Samples that cannot be read go to OUT.rejected.jsonl, each with its cause and line.
+    Audio stays where it is."""
     from higgsc.data.convert import convert
     from higgsc.data.formats.reading import detect
     from higgsc.data.samples import SourceFile
@@ -98,9 +99,10 @@ def validate_command(
     as_json: bool,
     html: Path | None,
 ) -> None:
-    """Check the data of a SPEC, or a data FILE, and its audio, before anything is encoded.
+    """Check data and its audio before anything is encoded.
 
-    Exits with 1 if more samples are bad than `data.limits.max_bad_fraction` allows."""
+    The data are those of a SPEC (.yaml), or a data FILE. Exits with 1 if more samples are bad than
+    `data.limits.max_bad_fraction` allows."""
     from higgsc.data import report as reports
     from higgsc.data.report_html import write_page
     from higgsc.data.samples import SourceFile
@@ -146,7 +148,7 @@ def validate_command(
         write_page(report, html, title=what.name)
         click.echo(f"report: {relative(html)}", err=True)
     if not report.passed:
-        click.get_current_context().exit(ExitCode.DIAGNOSTICS)
+        sys.exit(ExitCode.DIAGNOSTICS)
 
 
 def _with_progress(request: Request) -> Report:
@@ -165,7 +167,7 @@ def _prepare_job(spec: Path) -> tuple[PrepareJob, Path]:
     """The prepare job of a spec, and its project root."""
     compilation = compile_and_report(spec)
     if not compilation.compiled:
-        click.get_current_context().exit(ExitCode.DIAGNOSTICS)
+        sys.exit(ExitCode.DIAGNOSTICS)
     refuse_without_data(compilation)
     job = compilation.compiled[0].plan.steps[0].job
     assert isinstance(job, PrepareJob), "the first step prepares"

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -292,8 +294,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert render_text(good).splitlines()[0] in result.stdout
     assert (tmp_path / "r.html").read_text("utf-8").startswith("<!doctype html>")
     (tmp_path / "a.wav").unlink()
-    result = CliRunner().invoke(command, [*arguments, "--json"])
-    assert result.exit_code == 1
+    whole = [sys.executable, "-m", "higgsc", "data", *arguments, "--json"]
+    result = subprocess.run(whole, capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr
     assert json.loads(result.stdout)["errors"]["target audio: the file does not exist"]["count"] == 1
 
 
