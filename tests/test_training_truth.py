@@ -48,7 +48,7 @@ from higgsc.train import sequence, step  # noqa: E402
 pytestmark = pytest.mark.slow
 
 QUICKSTART = Path(__file__).parents[1] / "specs" / "data" / "quickstart"
-REFERENCE_TEXT, TARGET_TEXT = "ستمطر السماء غدا", "صَبَاحُ الْخَيْرْ"
+REFERENCE_TEXT, TARGET_TEXT = "ستمطر السماء غدا.", "صَبَاحُ الْخَيْرْ."  # the clean-up would put the stop
 TARGETS = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),
     *(f"{network}.{name}_proj" for network in ("mlp", "audio_mlp") for name in ("gate", "up", "down")),

@@ -27,6 +27,7 @@ COMMANDS = {
     "logs": "Print what the steps of a run print, or follow it.",
     "cancel": "End a run, its work saved.",
     "doctor": "Compare a site with its cluster and say what is wrong.",
+    "data": "Convert and validate speech data.",
     "merge": "Fold a LoRA adapter into its base model.",
     "generate": "Speak a text in the voice of a recording.",
     "explain": "Explain a diagnostic code, or where a value came from.",
@@ -36,7 +37,7 @@ COMMANDS = {
 }
 
 
-TRAIN_EXTRA = {"numpy", "peft", "safetensors", "soundfile", "soxr", "tensorboard", "torch", "transformers"}
+TRAIN_EXTRA = {"msgspec", "numpy", "peft", "safetensors", "soundfile", "soxr", "tensorboard", "torch", "transformers"}
 """What the extra `train` brings; a login node does without."""
 
 

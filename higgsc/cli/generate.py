@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar, get_args
 
 import click
 
 from higgsc.cli.compiling import relative
 from higgsc.cli.quiet import quiet_libraries
+from higgsc.contract.jobs import TextJob
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def text_options(command: Command) -> Command:
+    """An option for each key of `data.text`, so that a text is spoken in the form that was learned."""
+    for name, field in TextJob.model_fields.items():
+        choice = click.Choice(get_args(field.annotation))
+        option = f"--{name.replace('_', '-')}"
+        command = click.option(option, type=choice, default=field.default, show_default=True, help="As `data.text`.")(
+            command
+        )
+    return command
 
 
 @click.command("generate")
@@ -20,6 +36,7 @@ from higgsc.cli.quiet import quiet_libraries
 @click.option("--temperature", type=click.FloatRange(0, 2), default=0.7, show_default=True, help="0: likeliest code.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--max-seconds", type=click.FloatRange(0.04, 600), default=30.0, show_default=True)
+@text_options
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 def command(
     model: str,
@@ -32,13 +49,14 @@ def command(
     seed: int,
     max_seconds: float,
     device: str,
+    **text_options: Any,
 ) -> None:
     """Speak TEXT in the voice of a recording."""
     quiet_libraries()
     from higgsc.data.audio import write_wav
     from higgsc.deploy.generate import Speaker
 
-    speaker = Speaker.load(model, audio_tokenizer, device=device)
+    speaker = Speaker.load(model, audio_tokenizer, text=TextJob(**text_options), device=device)
     speech = speaker.speak(reference, reference_text, text, seed=seed, temperature=temperature, max_seconds=max_seconds)
     write_wav(output, speech.wave)
     end = "" if speech.finished else f", cut off at {max_seconds:g} s without end-of-stream"

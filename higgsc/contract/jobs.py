@@ -36,6 +36,18 @@ class ModelRef(_Frozen):
 class DataSource(_Frozen):
     path: str
     format: str
+    pairing: Literal["same-speaker"] | None = None
+    speaker: str | None = None
+    """Of the rows that name none."""
+
+
+class TextJob(_Frozen):
+    """How a text is normalised before it is learned or spoken, beyond what the model's makers do."""
+
+    digits: Literal["keep", "western", "arabic"] = "keep"
+    diacritics: Literal["keep", "remove"] = "keep"
+    tatweel: Literal["keep", "remove"] = "remove"
+    presentation_forms: Literal["keep", "compose"] = "compose"
 
 
 class DataLimits(_Frozen):
@@ -112,6 +124,9 @@ class PrepareJob(JobBase):
 
     step: Literal["prepare"] = "prepare"
     sources: tuple[DataSource, ...]
+    roots: tuple[str, ...] = ()
+    """Folders inside which audio may lie, besides the project and the data file's own."""
+    text: TextJob = TextJob()
     validation_fraction: float
     limits: DataLimits
     store: str

@@ -19,9 +19,12 @@ from jinja2 import TemplateError
 
 from higgsc.catalog.codec import AUDIO_DELAY, AUDIO_EOS, AUDIO_OUT, AUDIO_OUT_BOS, END_OF_TURN
 from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.data.text import SOUND_EVENTS
 
 DEFAULT_SYSTEM = "Generate audio following instruction."
 """The system text that the model was trained with; used where a sample gives none."""
+
+_EVENTS = re.compile("|".join(map(re.escape, SOUND_EVENTS.values())))
 
 Ids = npt.NDArray[np.int64]
 
@@ -117,7 +120,8 @@ class ChatLayout:
             "target text": target_text,
         }
         for what, text in texts.items():
-            if found := self._control.search(text):
+            # The clean-up refuses them in what people write, and puts these in itself.
+            if found := self._control.search(_EVENTS.sub("", text)):
                 raise ValueError(f"the {what} holds the control token {found.group()}")
         audio = {"role": "assistant", "content": [{"type": "audio"}]}
         messages = [

@@ -6,8 +6,9 @@ shows in minutes and not after hours of encoding. Only then does each clip go th
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,17 +17,21 @@ from typing import Any
 import torch
 
 from higgsc.contract.heartbeat import HeartbeatWriter
-from higgsc.contract.jobs import PrepareJob, StepContext
+from higgsc.contract.jobs import PrepareJob, StepContext, TextJob
 from higgsc.contract.outcome import ExitCode, StepError, StepResult
-from higgsc.data import formats
 from higgsc.data.clips import ClipEncoder
+from higgsc.data.formats.paths import homes_of
 from higgsc.data.layout import ChatLayout, Segments
 from higgsc.data.loading import load_codec
 from higgsc.data.records import AudioSpan, CloningSample, Rejected
 from higgsc.data.rejects import Rejects
+from higgsc.data.samples import SourceFile, check_audio, read_samples
+from higgsc.data.split import validation_ids
 from higgsc.data.store import Store, StoreWriter
 from higgsc.data.text import clean_text
 from higgsc.train.builtin import resolve_base
+
+_log = logging.getLogger(__name__)
 
 
 def run(job: PrepareJob, context: StepContext) -> StepResult:
@@ -42,7 +47,8 @@ def run(job: PrepareJob, context: StepContext) -> StepResult:
     base = resolve_base(job.model.base, root=context.root)
     layout = ChatLayout.load(base, revision=job.model.revision)
     samples: list[_Laid] = []
-    for read in _read(job, context, layout):
+    changes: Counter[str] = Counter()
+    for read in _read(job, context, layout, changes):
         heartbeat.beat(len(samples), "reading")
         if isinstance(read, Rejected):
             rejects.add(read)
@@ -50,6 +56,8 @@ def run(job: PrepareJob, context: StepContext) -> StepResult:
             samples.append(read)
     rejects.total = len(samples) + len(rejects)
     rejects.check()
+    for kind, count in sorted(changes.items()):
+        _log.info("texts normalised: %s, %d", kind, count)
 
     heartbeat.total = len(samples)
     _encode(samples, job, context, rejects, heartbeat)
@@ -60,39 +68,8 @@ def run(job: PrepareJob, context: StepContext) -> StepResult:
         summary=f"{counts['samples']} samples encoded, {counts['rejected']} rejected",
         inputs=(*(context.path(source.path) for source in job.sources), *sorted(used)),
         outputs=(store,),
-        figures=dict(counts),
+        figures=dict(counts) | {f"text/{kind}": count for kind, count in sorted(changes.items())},
     )
-
-
-def validation_ids(ids: Sequence[str], *, fraction: float, seed: int) -> frozenset[str]:
-    """Choose the samples to hold out: those whose hash with the seed comes first.
-
-    The choice depends on neither order nor machine, and a sample that is added later displaces few others.
-
-    Args:
-        ids: Of all samples, each once.
-        fraction: Share to hold out, 0 to 1.
-        seed: Another seed, another choice.
-
-    Returns:
-        `round(len(ids) * fraction)` of them, but at least one if `fraction` is above 0, and never all.
-
-    Raises:
-        StepError: One is to be held out and there is only one.
-    """
-    if fraction == 0:
-        return frozenset()
-    if len(ids) < 2:
-        raise StepError(
-            f"nothing can be held out for validation from {len(ids)} sample",
-            help="add samples, or set `data.validation.fraction` to 0",
-        )
-    count = min(max(1, round(len(ids) * fraction)), len(ids) - 1)
-
-    def drawn(name: str) -> bytes:
-        return hashlib.sha256(f"{seed}:{name}".encode()).digest()
-
-    return frozenset(sorted(ids, key=drawn)[:count])
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +94,19 @@ def _check_machine(job: PrepareJob, context: StepContext) -> None:
             raise StepError("the data file does not exist", code=ExitCode.MISSING_INPUT, path=context.path(source.path))
 
 
-def _read(job: PrepareJob, context: StepContext, layout: ChatLayout) -> Iterator[_Laid | Rejected]:
+def _read(
+    job: PrepareJob, context: StepContext, layout: ChatLayout, changes: Counter[str]
+) -> Iterator[_Laid | Rejected]:
     """Every sample of every data file, in order: laid out, or rejected."""
     seen: dict[str, CloningSample] = {}
+    roots = tuple(context.path(root) for root in job.roots)
     for source in job.sources:
-        for sample in formats.read(context.path(source.path), source.format, root=context.root):
+        path = context.path(source.path)
+        file = SourceFile(
+            path=path, format=source.format, pairing=source.pairing, speaker=source.speaker, seed=job.seed
+        )
+        homes = homes_of(path, context.root, roots)
+        for sample in read_samples(file, root=context.root, roots=roots):
             if isinstance(sample, Rejected):
                 yield sample
                 continue
@@ -130,16 +115,18 @@ def _read(job: PrepareJob, context: StepContext, layout: ChatLayout) -> Iterator
                     place = f"{os.path.relpath(earlier.source, context.root)}:{earlier.line}"
                     raise ValueError(f"the id was used before, at {place}")
                 seen[sample.id] = sample
-                yield _lay(sample, layout, context.root)
+                laid = _lay(sample, layout, job.text, changes)
+                check_audio(sample, homes)
+                yield laid
             except ValueError as error:
                 yield Rejected(id=sample.id, source=sample.source, line=sample.line, reason=str(error))
 
 
-def _lay(sample: CloningSample, layout: ChatLayout, root: Path) -> _Laid:
+def _lay(sample: CloningSample, layout: ChatLayout, options: TextJob, changes: Counter[str]) -> _Laid:
     sample = replace(
         sample,
-        reference_text=_clean(sample.reference_text, "reference text"),
-        target_text=_clean(sample.target_text, "target text"),
+        reference_text=_clean(sample.reference_text, "reference text", options, changes),
+        target_text=_clean(sample.target_text, "target text", options, changes),
     )
     segments = layout.segments(
         system=sample.system,
@@ -147,15 +134,12 @@ def _lay(sample: CloningSample, layout: ChatLayout, root: Path) -> _Laid:
         reference_text=sample.reference_text,
         target_text=sample.target_text,
     )
-    for what, span in (("reference", sample.reference_audio), ("target", sample.target_audio)):
-        if not span.path.is_file():
-            raise ValueError(f"{what} audio {os.path.relpath(span.path, root)}: the file does not exist")
     return _Laid(sample, segments)
 
 
-def _clean(text: str, what: str) -> str:
+def _clean(text: str, what: str, options: TextJob, changes: Counter[str]) -> str:
     try:
-        return clean_text(text)
+        return clean_text(text, options, changes)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
 

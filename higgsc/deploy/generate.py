@@ -21,13 +21,14 @@ from higgsc.catalog.codec import (
     SAMPLE_RATE,
     STREAM_EOS,
 )
+from higgsc.contract.jobs import TextJob
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.audio import read_mono
 from higgsc.data.codec import Codec
 from higgsc.data.delay import apply_delay
 from higgsc.data.layout import DEFAULT_SYSTEM, ChatLayout
 from higgsc.data.loading import load_codec
-from higgsc.data.text import clean_text
+from higgsc.data.text import DEFAULT_TEXT, clean_text
 from higgsc.deploy.base import base_folder, folder_ref, stored_dtype
 from higgsc.train.model import load_base
 
@@ -59,15 +60,16 @@ class Speech:
 class Speaker:
     """A model with its codec and prompt layout, ready to speak."""
 
-    def __init__(self, model: Any, layout: ChatLayout, codec: Codec) -> None:
+    def __init__(self, model: Any, layout: ChatLayout, codec: Codec, *, text: TextJob = DEFAULT_TEXT) -> None:
         """Wrap loaded parts; `Speaker.load` is the usual way in.
 
         Args:
             model: `HiggsAudioV2ForConditionalGeneration` in evaluation mode.
             layout: Chat layout of the same checkpoint.
             codec: The audio tokenizer.
+            text: How texts are normalised: as they were when the model was trained.
         """
-        self._model, self._layout, self._codec = model, layout, codec
+        self._model, self._layout, self._codec, self._text = model, layout, codec, text
 
     @classmethod
     def load(
@@ -75,6 +77,7 @@ class Speaker:
         model: str | Path,
         audio_tokenizer: str | Path,
         *,
+        text: TextJob = DEFAULT_TEXT,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Speaker:
@@ -83,6 +86,7 @@ class Speaker:
         Args:
             model: Folder, hub id or `builtin:tiny`.
             audio_tokenizer: Folder, hub id or `builtin:tiny`.
+            text: How texts are normalised: as they were when the model was trained.
             device: Where both run.
             dtype: Dtype the model computes in, None being the one it is stored in; the codec's is float32.
 
@@ -95,6 +99,7 @@ class Speaker:
             load_base(ref, root=folder, dtype=dtype or stored_dtype(folder), device=device),
             ChatLayout.load(folder),
             load_codec(ref, root=Path.cwd(), device=device),
+            text=text,
         )
 
     def speak(
@@ -125,8 +130,8 @@ class Speaker:
             segments = self._layout.segments(
                 system=DEFAULT_SYSTEM,
                 scene=None,
-                reference_text=clean_text(reference_text),
-                target_text=clean_text(target_text),
+                reference_text=clean_text(reference_text, self._text),
+                target_text=clean_text(target_text, self._text),
             )
         except ValueError as error:
             raise StepError(

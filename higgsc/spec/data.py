@@ -8,14 +8,45 @@ from pydantic import Field
 
 from higgsc.spec.base import FilePath, SpecModel
 
+Format = Literal[
+    "auto",
+    "chatml",
+    "mixed",
+    "manifest",
+    "paired",
+    "conversations",
+    "ms-swift",
+    "nemo",
+    "ljspeech",
+    "train-higgs-audio",
+    "canonical",
+]
+
 
 class Source(SpecModel):
     """A file of voice-cloning samples."""
 
     path: FilePath
     """Relative to the project root. Audio paths inside the file are relative to the file."""
-    format: Literal["auto", "chatml"] = "auto"
-    """`auto` looks into the file."""
+    format: Format = "auto"
+    """`auto` looks into the file; `higgsc data convert` shows what it found, and why."""
+    pairing: Literal["same-speaker"] | None = None
+    """`same-speaker` gives each recording without a reference another one of its speaker, chosen by the seed."""
+    speaker: str | None = Field(default=None, min_length=1)
+    """Speaker of the rows that name none. Needed to pair recordings of one voice whose file does not say whose."""
+
+
+class Text(SpecModel):
+    """How texts are normalised, beyond what the model's makers do. `higgsc generate` has the same options."""
+
+    digits: Literal["keep", "western", "arabic"] = "keep"
+    """Arabic-Indic digits to 0-9 (`western`), or 0-9 to Arabic-Indic digits (`arabic`)."""
+    diacritics: Literal["keep", "remove"] = "keep"
+    """Arabic vowel marks and Quranic signs."""
+    tatweel: Literal["keep", "remove"] = "remove"
+    """The stroke that makes Arabic words longer, as in محمـــد."""
+    presentation_forms: Literal["keep", "compose"] = "compose"
+    """Arabic letters by their shape and ligatures, as old software wrote them, to plain letters."""
 
 
 class Validation(SpecModel):
@@ -41,6 +72,10 @@ class Data(SpecModel):
 
     train: tuple[Source, ...] = Field(min_length=1)
     """Files of samples."""
+    roots: tuple[FilePath, ...] = ()
+    """Folders inside which audio may lie, besides the project and the folder of the data file; links may lead there."""
+    text: Text = Text()
+    """How texts are normalised."""
     validation: Validation = Validation()
     """Samples held out from training."""
     limits: Limits = Limits()

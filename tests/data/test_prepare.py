@@ -27,7 +27,8 @@ from higgsc.contract.outcome import ExitCode, StepError  # noqa: E402
 from higgsc.data.audio import read_mono  # noqa: E402
 from higgsc.data.codec import Codec  # noqa: E402
 from higgsc.data.layout import DEFAULT_SYSTEM, ChatLayout  # noqa: E402
-from higgsc.data.prepare import run, validation_ids  # noqa: E402
+from higgsc.data.prepare import run  # noqa: E402
+from higgsc.data.split import validation_ids  # noqa: E402
 from higgsc.data.store import Store  # noqa: E402
 from higgsc.train.builtin import tiny_path  # noqa: E402
 
@@ -148,7 +149,7 @@ def test_several_files_in_several_layouts(filled: Any) -> None:
     filled.prepare("data/train.json", "more/five.jsonl")
     store = filled.store()
     assert [store.record(number)["id"] for number in range(2)] == ["one", "more.five-000000"]
-    assert store.record(1)["target_text"] == "a target"
+    assert store.record(1)["target_text"] == "a target."
     assert store.counts["clips"] == 2
     assert store.speakers == ["speaker_001", ""]
 
@@ -194,14 +195,14 @@ SPOILS: dict[str, tuple[Any, str]] = {
     ),
     "empty text": (lambda p, v: set_text(v, 1, "\u200f"), "reference text: the text is empty"),
     "punctuation": (lambda p, v: set_text(v, 2, "؟!"), "target text: nothing to say in the text '؟!'"),
-    "surrogate": (lambda p, v: set_text(v, 2, "a\udc00"), "target text: the text holds half of a surrogate pair"),
+    "surrogate": (lambda p, v: set_text(v, 2, "a\udc00"), "the target text holds half of a surrogate pair"),
     "control token": (
         lambda p, v: set_text(v, 2, "a <|eot_id|>"),
-        "the target text holds the control token <|eot_id|>",
+        "target text: the text holds the control token <|eot_id|>",
     ),
     "hidden token": (
         lambda p, v: set_text(v, 1, "a <|AUDIO\u200b_OUT|>"),
-        "the reference text holds the control token <|AUDIO_OUT|>",
+        "reference text: the text holds the control token <|AUDIO_OUT|>",
     ),
     "same id": (lambda p, v: v["misc"].update(sample_id="zero"), "the id was used before, at data/train.json:2"),
     "missing": (

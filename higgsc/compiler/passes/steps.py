@@ -29,7 +29,9 @@ def _prepare(ir: Ir) -> Step:
     data = ir.spec.data
     job = jobs.PrepareJob(
         **_common(ir),
-        sources=tuple(jobs.DataSource(path=source.path, format=source.format) for source in data.train),
+        sources=tuple(jobs.DataSource(**source.model_dump()) for source in data.train),
+        roots=data.roots,
+        text=jobs.TextJob(**data.text.model_dump()),
         validation_fraction=data.validation.fraction,
         limits=jobs.DataLimits(**data.limits.model_dump()),
         store=ir.text("data.store"),

@@ -1,7 +1,11 @@
-"""JSON objects of a data file, each with its line: a JSON array, or one object a line (JSONL)."""
+"""JSON objects of a data file, each with its line: a JSON array, one object a line (JSONL), or objects over lines.
+
+Everything is read in pieces, so memory does not grow with the file.
+"""
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -12,6 +16,11 @@ from typing import Any, NoReturn
 from higgsc.contract.outcome import ExitCode, StepError
 
 _BLANK = re.compile(r"[ \t\r\n]*")
+_PIECE = 1 << 20
+_LARGEST_SAMPLE = 1 << 24
+"""Characters past which a sample that does not end is taken for broken."""
+_HEAD = 1 << 16
+_OTHER_ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,81 +34,214 @@ class Located:
 
 
 def read_objects(path: Path) -> Iterator[Located]:
-    """Read the elements of a JSON array or of a JSONL file, in order.
+    """Read the elements of a JSON array, of a JSONL file, or objects written over several lines, in order.
 
-    A line of JSONL that is no JSON is handed on with its problem. In an array nothing can be found again
-    after a syntax error, so that one ends the reading.
+    A line of JSONL that is no JSON is handed on with its problem. Elsewhere nothing can be found again after a
+    syntax error, so that one ends the reading.
 
     Raises:
-        StepError: The file is missing (66), is empty, starts with neither `[` nor `{`, or its array is
-            broken (65).
+        StepError: The file is missing (66), is empty, starts with neither `[` nor `{`, or is broken (65).
+    """
+    first = first_character(path)
+    if first == "[":
+        yield from read_elements(path, r"\[")
+    elif is_lines(path):
+        yield from _lines(path)
+    else:
+        yield from read_elements(path, "", separator="")
+
+
+def read_head(path: Path) -> bytes:
+    """The start of a data file.
+
+    Raises:
+        StepError: The file is missing, no file, or cannot be read (66).
     """
     try:
+        # A pipe would be waited for.
+        if path.exists() and not path.is_file():
+            raise StepError("the data file is not a regular file", code=ExitCode.MISSING_INPUT, path=path)
         with path.open("rb") as stream:
-            head = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+            return stream.read(_HEAD)
     except FileNotFoundError as error:
         raise StepError("the data file does not exist", code=ExitCode.MISSING_INPUT, path=path) from error
     except OSError as error:
         raise StepError(
             f"cannot read the data file: {error.strerror}", code=ExitCode.MISSING_INPUT, path=path
         ) from error
-    if head == b"[":
-        yield from _elements(path)
-    elif head == b"{":
-        yield from _lines(path)
+
+
+def first_character(path: Path) -> str:
+    """`[` or `{`, whichever a file of JSON starts with.
+
+    Raises:
+        StepError: The file is missing (66), empty, or of neither kind (65).
+    """
+    head = read_head(path)
+    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if first in (b"[", b"{"):
+        return first.decode()
+    if encoding := _OTHER_ENCODINGS.get(head[:2]):
+        raise StepError(f"the data file is in {encoding}, not in UTF-8", path=path, help="save it as UTF-8")
+    raise StepError(
+        "the data file is empty" if not first else f"neither JSON nor JSONL: it starts with {first!r}",
+        path=path,
+        help="a data file is a JSON array of samples, or one sample a line",
+    )
+
+
+def is_lines(path: Path) -> bool:
+    """Whether a file that starts with `{` has an object a line; it has not if the first one goes on after its line."""
+    if first_character(path) != "{":
+        return False
+    with path.open("rb") as stream:
+        head = stream.read(_LARGEST_SAMPLE if path.stat().st_size > _HEAD else _HEAD)
+    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    line = first.split(b"\n", 1)[0]
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        pass
     else:
-        raise StepError(
-            "the data file is empty" if not head else f"neither JSON nor JSONL: it starts with {head!r}",
-            path=path,
-            help="a data file is a JSON array of samples, or one sample a line",
-        )
+        return True
+    try:
+        _, end = _DECODER.raw_decode(first.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return True
+    return "\n" not in first.decode("utf-8", "replace")[:end]
+
+
+def decode_line(line: bytes, *, first: bool) -> str:
+    """A line as text, without the byte order mark that the first one may have."""
+    return line.decode("utf-8-sig" if first else "utf-8")
+
+
+def locate_line(line: bytes, number: int) -> Located:
+    """The object on a line of JSONL."""
+    try:
+        return Located(number, _DECODER.decode(decode_line(line, first=number == 1)))
+    except (ValueError, RecursionError) as error:
+        return Located(number, problem=f"no JSON object on this line: {_explain(error)}")
+
+
+def read_elements(path: Path, opening: str, *, separator: str = ",", to_the_end: bool = True) -> Iterator[Located]:
+    """Read elements of JSON one after the other.
+
+    Args:
+        path: The file.
+        opening: Pattern of what comes before the first element; it has to be among the first 64 KiB.
+        separator: What stands between elements: `,` in an array, nothing otherwise.
+        to_the_end: Refuse text after the array's end.
+
+    Raises:
+        StepError: Not UTF-8, broken, or without elements.
+    """
+    with path.open("rb") as stream:
+        text = _Pieces(stream, path)
+        text.more()
+        match = re.compile(rf"\s*{opening}" if to_the_end else opening, re.DOTALL).search(text.buffer)
+        assert match is not None, "the caller has looked"
+        text.position = match.end()
+        text.skip_blank()
+        if separator and text.next_is("]"):
+            raise StepError("the data file holds no samples", path=path)
+        while True:
+            located, closing = _element(text, path, separator)
+            yield located
+            if closing == "]":
+                break
+            text.skip_blank()
+            if not separator and text.at_end():
+                return
+        if to_the_end:
+            text.skip_blank()
+            if not text.at_end():
+                rest = text.buffer[text.position :].strip()[:20]
+                raise StepError(f"more text after the array's end: {rest!r}", path=path, line=text.line())
+
+
+class _Pieces:
+    """A file of text, of which only what is being looked at is in memory."""
+
+    def __init__(self, stream: Any, path: Path) -> None:
+        self.buffer, self.position, self.ended = "", 0, False
+        self._stream, self._path = stream, path
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._line, self._counted, self._lines_read = 1, 0, 0
+
+    def more(self) -> None:
+        """Read on; what lies before the position is let go."""
+        self.line()
+        piece = self._stream.read(max(_PIECE, len(self.buffer) - self.position))
+        self.ended = not piece
+        try:
+            text = self._decoder.decode(piece, final=self.ended)
+        except UnicodeDecodeError as error:
+            line = self._lines_read + piece.count(b"\n", 0, error.start) + 1
+            raise StepError("not UTF-8", path=self._path, line=line, help="save it as UTF-8") from error
+        self._lines_read += piece.count(b"\n")
+        self.buffer = self.buffer[self.position :] + text
+        self.position = self._counted = 0
+
+    def line(self, position: int | None = None) -> int:
+        """1-based line of a position, of the current one if none is given, which it remembers."""
+        if position is not None:
+            return self._line + self.buffer.count("\n", self._counted, position)
+        self._line += self.buffer.count("\n", self._counted, self.position)
+        self._counted = self.position
+        return self._line
+
+    def skip_blank(self) -> None:
+        """Go to the next character that is no white space, or to the end."""
+        while True:
+            self.position = _after_blank(self.buffer, self.position)
+            if self.position < len(self.buffer) or self.ended:
+                return
+            self.more()
+
+    def next_is(self, character: str) -> bool:
+        return self.buffer.startswith(character, self.position)
+
+    def at_end(self) -> bool:
+        return self.ended and self.position >= len(self.buffer)
+
+
+def _element(text: _Pieces, path: Path, separator: str) -> tuple[Located, str]:
+    """The element at the position, and what follows it: `,`, `]`, or nothing."""
+    while True:
+        try:
+            value, end = _DECODER.raw_decode(text.buffer, text.position)
+            end = _after_blank(text.buffer, end)
+            closing = text.buffer[end : end + 1]
+            # At the end of what was read, `12` may go on as `123`.
+            if not closing and not text.ended:
+                text.more()
+                continue
+            if separator and closing not in (separator, "]"):
+                raise json.JSONDecodeError("expecting ',' or ']'", text.buffer, end)
+        except (ValueError, RecursionError) as error:
+            broken = isinstance(error, json.JSONDecodeError)
+            if broken and not text.ended and len(text.buffer) - text.position < _LARGEST_SAMPLE:
+                text.more()
+                continue
+            line = text.line()
+            raise StepError(
+                f"broken JSON: {_explain(error)}, in the sample that starts on line {line}",
+                path=path,
+                line=text.line(error.pos) if isinstance(error, json.JSONDecodeError) else line,
+            ) from error
+        located = Located(text.line(), value)
+        text.position = end + len(separator)
+        if separator and closing == separator:
+            text.skip_blank()
+        return located, closing
 
 
 def _lines(path: Path) -> Iterator[Located]:
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield Located(number, _DECODER.decode(line.decode("utf-8-sig" if number == 1 else "utf-8")))
-            except (ValueError, RecursionError) as error:
-                yield Located(number, problem=f"no JSON object on this line: {_explain(error)}")
-
-
-def _elements(path: Path) -> Iterator[Located]:
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise StepError(
-            "not UTF-8", path=path, line=content.count(b"\n", 0, error.start) + 1, help="save it as UTF-8"
-        ) from error
-    del content
-    line, counted = 1, 0
-    position = _after_blank(text, _after_blank(text, 0) + 1)
-    if text.startswith("]", position):
-        raise StepError("the data file holds no samples", path=path)
-    while True:
-        line, counted = line + text.count("\n", counted, position), position
-        try:
-            value, end = _DECODER.raw_decode(text, position)
-            end = _after_blank(text, end)
-            if text[end : end + 1] not in (",", "]"):
-                raise json.JSONDecodeError("expecting ',' or ']'", text, end)
-        except (ValueError, RecursionError) as error:
-            at = text.count("\n", 0, error.pos) + 1 if isinstance(error, json.JSONDecodeError) else line
-            raise StepError(
-                f"broken JSON: {_explain(error)}, in the sample that starts on line {line}",
-                path=path,
-                line=at,
-            ) from error
-        yield Located(line, value)
-        if text[end] == "]":
-            if rest := text[end + 1 :].strip():
-                at = text.count("\n", 0, end) + 1
-                raise StepError(f"more text after the array's end: {rest[:20]!r}", path=path, line=at)
-            return
-        position = _after_blank(text, end + 1)
+            if not line.isspace():
+                yield locate_line(line, number)
 
 
 def _after_blank(text: str, position: int) -> int:

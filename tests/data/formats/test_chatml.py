@@ -10,11 +10,16 @@ from typing import Any
 import pytest
 
 from higgsc.contract.outcome import ExitCode, StepError
-from higgsc.data.formats import chatml, detect, read
+from higgsc.data.formats.reading import detect, read_records
 from higgsc.data.records import AudioSpan, CloningSample, Rejected
+from higgsc.data.samples import SourceFile, read_samples
 
 REQUEST = "Please generate speech for given text in reference audio's voice:"
 QUICKSTART = Path(__file__).resolve().parents[3] / "specs" / "data" / "quickstart" / "train_chatml.json"
+
+
+def read_chatml(path: Path, root: Path) -> list[CloningSample | Rejected]:
+    return list(read_samples(SourceFile(path=path, format="chatml"), root=root))
 
 
 def text(content: str) -> dict[str, str]:
@@ -57,7 +62,7 @@ def read_one(folder: Path, sample: Any) -> CloningSample:
     path = folder / "data" / "train.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps([sample], indent=2), "utf-8")
-    (one,) = chatml.read(path, root=folder)
+    (one,) = read_chatml(path, folder)
     assert isinstance(one, CloningSample), one
     return one
 
@@ -152,7 +157,7 @@ def test_audio_may_lie_in_the_project_or_beside_the_data(tmp_path: Path) -> None
     assert read.target_audio.path == project / "b.wav"
     # A data file outside of the project may use what lies beside it.
     (elsewhere / "d.json").write_text(json.dumps([three_turns()]))
-    (beside,) = chatml.read(elsewhere / "d.json", root=project)
+    (beside,) = read_chatml(elsewhere / "d.json", project)
     assert isinstance(beside, CloningSample)
     assert beside.reference_audio.path == elsewhere / "a.wav"
 
@@ -199,7 +204,7 @@ REASONS: list[tuple[Any, str]] = [
         having(three_turns(), [audio("a.wav"), text("ref"), text(REQUEST)], *USER),
         "the user turn holds audio, text, text, where reference text, reference audio and request belong",
     ),
-    (having(three_turns(), "ref", *USER), "the user turn holds text, where"),
+    (having(three_turns(), "ref", *USER), "no reference: recordings of one speaker are paired with `pairing:"),
     (
         having(five_turns(), [audio("a.wav")], "messages", 1, "content"),
         "the first user turn holds audio, where one text",
@@ -255,7 +260,7 @@ def test_a_bad_sample_is_rejected_with_reason_file_and_line(tmp_path: Path, bad:
     else:
         path.write_text("\n\n".join(json.dumps(sample) for sample in samples))
         line = 3
-    before, rejected, after = chatml.read(path, root=tmp_path)
+    before, rejected, after = read_chatml(path, tmp_path)
     assert isinstance(before, CloningSample)
     assert isinstance(after, CloningSample)
     assert isinstance(rejected, Rejected)
@@ -270,12 +275,12 @@ def test_samples_without_an_id_are_named_after_their_place(tmp_path: Path) -> No
     path = tmp_path / "data" / "train.json"
     path.parent.mkdir()
     path.write_text(json.dumps([without(three_turns(), "misc"), 5, without(five_turns(), "id")]))
-    ids = [one.id for one in chatml.read(path, root=tmp_path)]
+    ids = [one.id for one in read_chatml(path, tmp_path)]
     assert ids == ["data.train-000000", "data.train-000001", "data.train-000002"]
 
 
 def test_the_quickstarts_speech_is_read() -> None:
-    samples = list(read(QUICKSTART, "auto", root=QUICKSTART.parents[3]))
+    samples = list(read_samples(SourceFile(path=QUICKSTART), root=QUICKSTART.parents[3]))
     raw = json.loads(QUICKSTART.read_text("utf-8"))
     lines = QUICKSTART.read_text("utf-8").splitlines()
     assert len(samples) == 32
@@ -290,9 +295,9 @@ def test_the_quickstarts_speech_is_read() -> None:
 
 
 def test_a_file_of_another_format_is_refused_with_what_was_seen(tmp_path: Path) -> None:
-    path = tmp_path / "manifest.jsonl"
-    path.write_text('\n{"audio_filepath": "a.wav", "text": "x"}\n')
-    with pytest.raises(StepError, match="the fields 'audio_filepath', 'text', and no list `messages`") as caught:
+    path = tmp_path / "other.jsonl"
+    path.write_text('\n{"wave": "a.wav", "words": "x"}\n')
+    with pytest.raises(StepError, match="the first sample has the fields 'wave', 'words'") as caught:
         detect(path)
     assert (caught.value.path, caught.value.line) == (path, 2)
     path.write_text("[1]")
@@ -302,7 +307,7 @@ def test_a_file_of_another_format_is_refused_with_what_was_seen(tmp_path: Path) 
     with pytest.raises(StepError, match="no line holds a JSON object"):
         detect(path)
     with pytest.raises(StepError, match="unknown data format 'webdataset'"):
-        read(path, "webdataset", root=tmp_path)
+        read_records(path, "webdataset", root=tmp_path)
     with pytest.raises(StepError) as caught:
-        read(tmp_path / "none.json", "auto", root=tmp_path)
+        read_records(tmp_path / "none.json", "auto", root=tmp_path)
     assert caught.value.code == ExitCode.MISSING_INPUT

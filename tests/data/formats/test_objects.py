@@ -59,7 +59,7 @@ def test_lines_are_counted_with_blank_ones_and_bad_ones(tmp_path: Path) -> None:
         (b"[1,\nInfinity]", "broken JSON: Infinity is not JSON", 2),
         (b"[" * 9**5, "broken JSON: nested too deeply", 1),
         (b'[1,\n"\xff"]', "not UTF-8", 2),
-        (b"[1]\n{}", "more text after the array's end: '{}'", 1),
+        (b"[1]\n{}", "more text after the array's end: '{}'", 2),
     ],
 )
 def test_a_broken_file_is_refused_with_its_line(

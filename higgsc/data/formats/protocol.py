@@ -1,0 +1,33 @@
+"""What a format is: how to know it, how to find its rows, how to read one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from higgsc.data.formats.objects import Located, read_objects
+from higgsc.data.records import Record
+
+Fast = Callable[[bytes], Record | None]
+"""A reader of one line for the usual case; None where the careful one has to look."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """One format of data files."""
+
+    name: str
+    summary: str
+    """One line for people."""
+    detect: Callable[[Any, Path], str | None]
+    """`detect(row, path)`: what shows that the row, of that file, is of this format; None if it is not."""
+    record: Callable[[Any, str, Path], Record]
+    """`record(row, id, path)`: the record; `id` is used if the row has none. A ValueError says what is missing."""
+    rows: Callable[[Path], Iterator[Located]] = read_objects
+    """The rows of a file with their lines."""
+    fast: Callable[[], Fast] | None = None
+    """Makes a reader of single lines of JSON that agrees with `record` and is ten times as quick."""
+    claims: Callable[[Path], str | None] | None = None
+    """For what is no list of JSON objects: what in the file itself, before any row, shows the format."""

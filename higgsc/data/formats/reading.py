@@ -1,0 +1,153 @@
+"""Data files to records: the format is chosen by name or by looking at the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from higgsc.contract.outcome import StepError
+from higgsc.data.formats import (
+    canonical,
+    chatml,
+    conversations,
+    ljspeech,
+    manifest,
+    mixed,
+    nemo,
+    paired,
+    swift,
+    train_higgs_audio,
+)
+from higgsc.data.formats.objects import is_lines, locate_line, read_head, read_objects
+from higgsc.data.formats.protocol import Format
+from higgsc.data.records import Record, Rejected
+
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {
+        module.FORMAT.name: module.FORMAT
+        for module in (
+            chatml, mixed, manifest, paired, conversations, swift, nemo, ljspeech, train_higgs_audio, canonical,
+        )
+    }
+)  # fmt: skip
+
+Read = tuple[int, Record | Rejected]
+"""1-based line where a sample starts, and the sample, usable or not."""
+
+_ROWS_LOOKED_AT = 20
+
+
+def detect(path: Path) -> tuple[Format, str]:
+    """Name the format of a data file by what is in it, and the evidence for it.
+
+    The first rows that are JSON decide; where they fit two formats alike, nothing is guessed.
+
+    Raises:
+        StepError: The file is missing (66), cannot be read, is of no known format, or fits more than one (65).
+    """
+    read_head(path)
+    for form in FORMATS.values():
+        if form.claims is not None and (evidence := form.claims(path)):
+            return form, evidence
+    line, found = _evidence(path)
+    if len(found) == 1:
+        ((name, evidence),) = found.items()
+        return FORMATS[name], evidence
+    candidates = "; ".join(f"{name} ({evidence})" for name, evidence in found.items())
+    raise StepError(
+        f"the format is ambiguous: {candidates}",
+        path=path,
+        line=line,
+        help=f"say which it is with `format: {next(iter(found))}`, or --format",
+    )
+
+
+def read_records(path: Path, format_name: str, *, root: Path) -> Iterator[Read]:
+    """Read a data file, in order and a piece at a time.
+
+    Args:
+        path: The data file.
+        format_name: A key of `FORMATS`, or `auto` to look at its first samples.
+        root: Samples without an id are named after the file's place below this folder.
+
+    Raises:
+        StepError: The file is missing (66), cannot be read, or is of no known format (65).
+    """
+    if format_name != "auto" and format_name not in FORMATS:
+        raise StepError(f"unknown data format {format_name!r}", path=path, help=f"known are auto, {', '.join(FORMATS)}")
+    form = detect(path)[0] if format_name == "auto" else FORMATS[format_name]
+    stem = os.path.relpath(path.with_suffix(""), root).replace(os.sep, ".").lstrip(".")
+    read_head(path)
+    if form.fast is not None and is_lines(path):
+        return _read_lines(path, form, stem)
+    return _read_rows(path, form, stem)
+
+
+def _read_rows(path: Path, form: Format, stem: str) -> Iterator[Read]:
+    for number, located in enumerate(form.rows(path)):
+        yield located.line, _record(located.value, located.problem, located.line, form, path, f"{stem}-{number:06d}")
+
+
+def _read_lines(path: Path, form: Format, stem: str) -> Iterator[Read]:
+    """As `_read_rows`, with the quick reader where it knows the line."""
+    assert form.fast is not None
+    quick, blank = form.fast(), 0
+    with path.open("rb") as stream:
+        for line_number, line in enumerate(stream, start=1):
+            if (record := quick(line)) is not None:
+                yield line_number, record
+            elif line.isspace():
+                blank += 1
+            else:
+                name = f"{stem}-{line_number - blank - 1:06d}"
+                located = locate_line(line, line_number)
+                yield line_number, _record(located.value, located.problem, line_number, form, path, name)
+
+
+def _record(value: Any, problem: str | None, line: int, form: Format, path: Path, name: str) -> Record | Rejected:
+    if problem is not None:
+        return Rejected(id=name, source=path, line=line, reason=problem)
+    try:
+        return form.record(value, name, path)
+    except ValueError as error:
+        reason = str(error)
+    fits = {other.name: evidence for other in FORMATS.values() if (evidence := other.detect(value, path))}
+    if fits and form.name not in fits:
+        other, evidence = next(iter(fits.items()))
+        reason += f"; the row looks like {other} ({evidence}), and the file is read as {form.name}"
+    return Rejected(id=_named(value) or name, source=path, line=line, reason=reason)
+
+
+def _named(value: Any) -> str | None:
+    """The id that a bad sample gives itself, if it can be printed."""
+    if not isinstance(value, dict):
+        return None
+    misc = value.get("misc")
+    name = value.get("id", misc.get("sample_id") if isinstance(misc, dict) else None)
+    return name if isinstance(name, str) and name and name.isprintable() else None
+
+
+def _evidence(path: Path) -> tuple[int, dict[str, str]]:
+    """The formats that the first row of any known format fits, each with its evidence, and the row's line."""
+    seen: tuple[int, str] | None = None
+    for number, located in enumerate(read_objects(path)):
+        if number == _ROWS_LOOKED_AT:
+            break
+        if located.problem is not None:
+            continue
+        value = located.value
+        if found := {form.name: why for form in FORMATS.values() if (why := form.detect(value, path))}:
+            return located.line, found
+        fields = f"the fields {', '.join(map(repr, value))}" if isinstance(value, dict) else f"{value!r:.60}"
+        seen = seen or (located.line, fields)
+    if seen is None:
+        raise StepError("unknown data format: no line holds a JSON object", path=path)
+    raise StepError(
+        f"unknown data format: the first sample has {seen[1]}",
+        path=path,
+        line=seen[0],
+        help=f"known formats: {', '.join(FORMATS)}",
+    )
