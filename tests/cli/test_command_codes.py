@@ -1,0 +1,53 @@
+"""The diagnostics that a command finds, beside those of compiling: on the command line, on this machine, in a cluster.
+
+Pairs in `tests/fixtures/diagnostics/commands`, as for the codes of the compiler (tests/compiler/test_diagnostics.py);
+`HIGGSC_UPDATE_FIXTURES=1` rewrites the texts. The cluster is the one of tests/launch/test_doctor.py; what a real one
+says is in tests/launch/test_slurm.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from higgsc.cli import check, doctor, submit
+from higgsc.compiler.codes import CODES
+from higgsc.launch.scheduler import RefusedError
+from tests.launch.test_doctor import CLUSTER
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "diagnostics"
+COMMANDS: dict[str, tuple[click.Command, tuple[str, ...]]] = {
+    "HC202-no-value": (check.command, ("--set", "lora.rank")),
+    "HC411-misspelt": (check.command, ()),
+    "HC601-refused": (submit.command, ()),
+    "HC602-partition": (doctor.command, ()),
+    "HC603-few-nodes": (doctor.command, ()),
+}
+
+
+def refuse(*_: object) -> None:
+    """What the Slurm back end makes of `sbatch: error: invalid partition specified: gpus`."""
+    raise RefusedError("invalid partition specified: gpus", step="prepare", path="site.partition", help="sinfo -s")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_commands_diagnostic_reads_as_expected(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(FIXTURES, tmp_path / "f")
+    monkeypatch.chdir(tmp_path / "f" / "commands")
+    monkeypatch.setattr(doctor, "ask_cluster", lambda: CLUSTER)
+    monkeypatch.setattr(submit, "submit", refuse)
+    command, options = COMMANDS[name]
+    result = CliRunner().invoke(command, [f"{name}.yaml", *options])
+    code = name.split("-")[0]
+    assert result.exit_code == (1 if CODES[code].severity == "error" else 0), result.output
+    assert f"[{code}]" in result.output
+    text = result.output.replace(str(tmp_path), "…")
+    expected = FIXTURES / "commands" / f"{name}.txt"
+    if os.environ.get("HIGGSC_UPDATE_FIXTURES"):
+        expected.write_text(text, "utf-8")
+    assert text == expected.read_text("utf-8")
