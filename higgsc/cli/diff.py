@@ -17,9 +17,9 @@ import click
 
 from higgsc.cli.compiling import compile_and_report
 from higgsc.compiler.compile import Compiled
-from higgsc.compiler.compose import project_root
+from higgsc.compiler.composition.compose import project_root
+from higgsc.compiler.composition.provenance import shown
 from higgsc.compiler.diff import Edit, diff, worst
-from higgsc.compiler.provenance import shown
 from higgsc.contract.outcome import ExitCode, StepError
 
 

@@ -13,10 +13,10 @@ import click
 
 from higgsc.cli.compiling import compile_and_report, composition_options
 from higgsc.cli.words import count
+from higgsc.compiler.composition.site import load_site
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
+from higgsc.compiler.reading.source import Node
 from higgsc.compiler.render.text import render_text
-from higgsc.compiler.site import load_site
-from higgsc.compiler.source import Node
 from higgsc.contract.outcome import ExitCode
 from higgsc.launch.built import BuiltResources
 from higgsc.launch.slurm.doctor import Finding, examine

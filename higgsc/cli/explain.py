@@ -10,8 +10,8 @@ import click
 
 from higgsc.cli.compiling import compile_and_report, composition_options
 from higgsc.compiler.codes import CODES
+from higgsc.compiler.composition.provenance import explain, known_paths
 from higgsc.compiler.diagnostics import did_you_mean
-from higgsc.compiler.provenance import explain, known_paths
 from higgsc.contract.outcome import ExitCode
 
 

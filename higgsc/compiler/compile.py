@@ -8,14 +8,14 @@ from pathlib import Path
 
 from higgsc import __version__
 from higgsc.catalog.higgs_audio_v2 import shape_of
-from higgsc.compiler.compose import compose, project_root
+from higgsc.compiler.composition.compose import compose, project_root
+from higgsc.compiler.composition.sweep import Point, expand
 from higgsc.compiler.diagnostics import Diagnostic, Sink
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.passes import PASSES
 from higgsc.compiler.plan import Plan
-from higgsc.compiler.position import SourceFile
+from higgsc.compiler.reading.position import SourceFile
 from higgsc.compiler.schema import validate
-from higgsc.compiler.sweep import Point, expand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from functools import lru_cache
 
 from higgsc.compiler.codes import CODES, Severity
-from higgsc.compiler.position import Span, escaped
-from higgsc.compiler.redact import mask
+from higgsc.compiler.reading.position import Span, escaped
+from higgsc.compiler.reading.redact import mask
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from higgsc.compiler.composition.provenance import Origin, dotted, leaves, origin_of, values_of
 from higgsc.compiler.ir import Ir
-from higgsc.compiler.provenance import Origin, dotted, leaves, origin_of, values_of
-from higgsc.compiler.source import NodePath
+from higgsc.compiler.reading.source import NodePath
 
 Effect = Literal["cosmetic", "resume-safe", "changes the data order", "needs a new optimizer", "breaks resume"]
 EFFECTS: tuple[Effect, ...] = (

@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from higgsc.compiler.diagnostics import Diagnostic, Edit
-from higgsc.compiler.position import COMMAND_LINE, SourceFile
+from higgsc.compiler.reading.position import COMMAND_LINE, SourceFile
 
 
 def apply_fixes(diagnostics: tuple[Diagnostic, ...]) -> dict[Path, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape
 from higgsc.compiler.diagnostics import Label
 from higgsc.compiler.plan import Step
-from higgsc.compiler.source import Node
+from higgsc.compiler.reading.source import Node
 from higgsc.spec import Experiment
 
 Value = str | int | float | bool | None

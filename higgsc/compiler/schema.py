@@ -7,9 +7,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from higgsc.compiler.diagnostics import MAX_ERRORS, Sink
-from higgsc.compiler.keys import Unknown, missing_key, unknown_key
-from higgsc.compiler.source import Node, NodePath
-from higgsc.compiler.violations import Violation, diagnose
+from higgsc.compiler.reading.source import Node, NodePath
+from higgsc.compiler.words.keys import Unknown, missing_key, unknown_key
+from higgsc.compiler.words.violations import Violation, diagnose
 from higgsc.spec import Experiment
 from higgsc.spec.site import Site
 

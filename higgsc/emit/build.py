@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from higgsc.compiler.compile import Compilation
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.plan import Plan
-from higgsc.compiler.position import SourceFile
+from higgsc.compiler.reading.position import SourceFile
 
 LOCK = "higgsc.lock"
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from higgsc.compiler.provenance import origin_of, values_of
-from higgsc.compiler.source import NodePath
+from higgsc.compiler.composition.provenance import origin_of, values_of
+from higgsc.compiler.reading.source import NodePath
 from higgsc.emit.build import Build
 from higgsc.emit.prediction import section
 

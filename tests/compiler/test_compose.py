@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from higgsc.compiler.compose import compose, project_root
+from higgsc.compiler.composition.compose import compose, project_root
 from higgsc.compiler.diagnostics import Sink
 
 

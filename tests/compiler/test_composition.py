@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from higgsc.compiler.compile import Compilation, compile_spec
-from higgsc.compiler.provenance import explain, origin_of
+from higgsc.compiler.composition.provenance import explain, origin_of
 
 BASE = """\
 apiVersion: higgsc/v1
@@ -170,7 +170,7 @@ def test_wrong_sweeps_are_one_message(project: Path, sweep: str, code: str) -> N
 
 def test_explain_knows_every_value_of_resolved(project: Path) -> None:
     """No value without an origin, no chain without an end."""
-    from higgsc.compiler.provenance import known_paths
+    from higgsc.compiler.composition.provenance import known_paths
 
     (made,) = compile_text(project).compiled
     paths = known_paths(made.ir)

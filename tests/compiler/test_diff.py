@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from higgsc.compiler.compile import compile_spec
+from higgsc.compiler.composition.provenance import leaves, values_of
 from higgsc.compiler.diff import diff, effect_of, worst
-from higgsc.compiler.provenance import leaves, values_of
 
 ROOT = Path(__file__).parent.parent.parent
 ARABIC = ROOT / "specs" / "arabic.yaml"

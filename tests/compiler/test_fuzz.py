@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from higgsc.compiler.compile import compile_spec
 from higgsc.compiler.diagnostics import Diagnostic
 from higgsc.compiler.fixes import apply_fixes
-from higgsc.compiler.keys import homes
 from higgsc.compiler.render import FORMATS, render
+from higgsc.compiler.words.keys import homes
 from higgsc.emit.build import builds_of
 from higgsc.emit.emitters import emit_all
 

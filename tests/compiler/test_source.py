@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from higgsc.compiler.diagnostics import Sink
-from higgsc.compiler.position import SourceFile
-from higgsc.compiler.source import Node, parse
+from higgsc.compiler.reading.position import SourceFile
+from higgsc.compiler.reading.source import Node, parse
 
 
 def tree_of(text: str) -> Node:

@@ -13,7 +13,7 @@ import pytest
 from higgsc.compiler.compile import compile_spec
 from higgsc.compiler.diagnostics import Diagnostic
 from higgsc.compiler.fixes import apply_fixes
-from higgsc.compiler.redact import mask
+from higgsc.compiler.reading.redact import mask
 from higgsc.compiler.render import render
 
 VALID = (Path(__file__).parent.parent / "fixtures" / "diagnostics" / "valid.yaml").read_text("utf-8")

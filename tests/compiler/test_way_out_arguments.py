@@ -9,7 +9,7 @@ import pytest
 from higgsc.compiler.compile import compile_spec
 from higgsc.compiler.diagnostics import Diagnostic
 from higgsc.compiler.render import render
-from higgsc.compiler.spelling import typo_of
+from higgsc.compiler.words.spelling import typo_of
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 COMPLETE = (FIXTURES / "mistakes" / "parts" / "complete.yaml").read_text("utf-8")

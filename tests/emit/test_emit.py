@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from higgsc.compiler.compile import compile_spec
 from higgsc.compiler.diagnostics import Sink
-from higgsc.compiler.position import SourceFile
-from higgsc.compiler.source import parse
+from higgsc.compiler.reading.position import SourceFile
+from higgsc.compiler.reading.source import parse
 from higgsc.contract.jobs import load_job
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.emit.build import builds_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.ir import Ir
-from higgsc.compiler.position import COMMAND_LINE, Span
+from higgsc.compiler.reading.position import COMMAND_LINE, Span
 
 
 def schedule(ir: Ir, sink: Sink) -> Ir:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from higgsc.compiler.diagnostics import Diagnostic, Label
-from higgsc.compiler.position import Span
+from higgsc.compiler.reading.position import Span
 from higgsc.compiler.render.text import display_name
 
 SCHEMA = "higgsc.diagnostics/v1"

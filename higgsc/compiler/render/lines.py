@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from higgsc.compiler.diagnostics import Diagnostic
-from higgsc.compiler.position import escaped
+from higgsc.compiler.reading.position import escaped
 from higgsc.compiler.render.text import display_name
 
 

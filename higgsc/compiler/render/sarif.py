@@ -11,7 +11,7 @@ from urllib.parse import quote
 from higgsc import __version__
 from higgsc.compiler.codes import CODES
 from higgsc.compiler.diagnostics import Diagnostic, Label
-from higgsc.compiler.position import Span
+from higgsc.compiler.reading.position import Span
 from higgsc.compiler.render.text import display_name
 
 _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"

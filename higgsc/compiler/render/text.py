@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 from higgsc.compiler.diagnostics import Diagnostic, Label
-from higgsc.compiler.position import SourceFile, Span, escaped
+from higgsc.compiler.reading.position import SourceFile, Span, escaped
 
 
 class Palette:

@@ -7,7 +7,7 @@ import re
 import yaml
 
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
-from higgsc.compiler.position import SourceFile, Span
+from higgsc.compiler.reading.position import SourceFile, Span
 
 MAX_DEPTH = 64
 MAX_NODES = 20_000

@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink, closest
-from higgsc.compiler.limits import MAX_DEPTH, MAX_NODES, too_much, within_limits
-from higgsc.compiler.position import SourceFile, Span
-from higgsc.compiler.yaml_errors import reader_error, second_document, yaml_error
+from higgsc.compiler.reading.limits import MAX_DEPTH, MAX_NODES, too_much, within_limits
+from higgsc.compiler.reading.position import SourceFile, Span
+from higgsc.compiler.reading.yaml_errors import reader_error, second_document, yaml_error
 
 MAX_BYTES = 1 << 20
 """Largest spec that is read; specs are written by hand."""

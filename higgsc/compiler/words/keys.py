@@ -13,10 +13,10 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from higgsc.compiler.diagnostics import Diagnostic, Edit, Label, closest
-from higgsc.compiler.foreign import advice, foreign_key, synonym
-from higgsc.compiler.position import Span
-from higgsc.compiler.source import Node, NodePath
-from higgsc.compiler.spelling import typo_of
+from higgsc.compiler.reading.position import Span
+from higgsc.compiler.reading.source import Node, NodePath
+from higgsc.compiler.words.foreign import advice, foreign_key, synonym
+from higgsc.compiler.words.spelling import typo_of
 from higgsc.spec import Experiment
 
 _EXAMPLES = {

@@ -12,10 +12,10 @@ from contextlib import suppress
 import yaml
 
 from higgsc.compiler.diagnostics import Diagnostic, Label
-from higgsc.compiler.position import SourceFile, Span
-from higgsc.compiler.redact import mask
-from higgsc.compiler.yaml_foreign import foreign_text
-from higgsc.compiler.yaml_lines import indentation, line_above, raw_line, say
+from higgsc.compiler.reading.position import SourceFile, Span
+from higgsc.compiler.reading.redact import mask
+from higgsc.compiler.reading.yaml_foreign import foreign_text
+from higgsc.compiler.reading.yaml_lines import indentation, line_above, raw_line, say
 
 _ODD_SPACE = re.compile("[\u00a0\u1680\u2000-\u200b\u202f\u205f\u3000\ufeff]")
 _SHOWN = 60

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
-from higgsc.compiler.position import Span
-from higgsc.compiler.redact import has_token
-from higgsc.compiler.source import Node
+from higgsc.compiler.reading.position import Span
+from higgsc.compiler.reading.redact import has_token
+from higgsc.compiler.reading.source import Node
 
 _SECRET_NAME = re.compile(r"(?i).*(token|secret|password|passwd|api[_-]?key)")
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
-from higgsc.compiler.keys import bare_key
-from higgsc.compiler.position import COMMAND_LINE, Span
-from higgsc.compiler.source import Node
+from higgsc.compiler.reading.position import COMMAND_LINE, Span
+from higgsc.compiler.reading.source import Node
+from higgsc.compiler.words.keys import bare_key
 
 MAX_KEYS = 100
 MAX_KEY_TEXT = 1000

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from higgsc.compiler.diagnostics import closest
-from higgsc.compiler.hint import Hint
-from higgsc.compiler.source import Node
-from higgsc.compiler.spelling import typo_of
+from higgsc.compiler.reading.source import Node
+from higgsc.compiler.words.hint import Hint
+from higgsc.compiler.words.spelling import typo_of
 
 _WORDS = {
     "bfloat16": "bf16",

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from higgsc.compiler.composition.override import apply_overrides
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink, did_you_mean
-from higgsc.compiler.override import apply_overrides
-from higgsc.compiler.position import SourceFile, Span
-from higgsc.compiler.secrets import refuse_secrets
-from higgsc.compiler.source import Node, parse, read_source
+from higgsc.compiler.reading.position import SourceFile, Span
+from higgsc.compiler.reading.secrets import refuse_secrets
+from higgsc.compiler.reading.source import Node, parse, read_source
 from higgsc.spec import Experiment
 from higgsc.spec.site import Site
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from higgsc.compiler.ir import Derived, Ir
-from higgsc.compiler.source import NodePath
+from higgsc.compiler.reading.source import NodePath
 
 
 @dataclass(frozen=True, slots=True)

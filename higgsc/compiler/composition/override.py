@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
-from higgsc.compiler.keys import bare_key
-from higgsc.compiler.limits import MAX_DEPTH
-from higgsc.compiler.position import COMMAND_LINE, SourceFile, Span
-from higgsc.compiler.source import Node, parse
+from higgsc.compiler.reading.limits import MAX_DEPTH
+from higgsc.compiler.reading.position import COMMAND_LINE, SourceFile, Span
+from higgsc.compiler.reading.source import Node, parse
+from higgsc.compiler.words.keys import bare_key
 from higgsc.spec.hardware import shape_in
 
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
+from higgsc.compiler.composition.override import put
+from higgsc.compiler.composition.sweep_axes import Axis, axes_of
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
-from higgsc.compiler.override import put
-from higgsc.compiler.source import Node
-from higgsc.compiler.sweep_axes import Axis, axes_of
+from higgsc.compiler.reading.source import Node
 
 MAX_POINTS = 10_000
 MAX_KEYS = 100

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from higgsc.compiler.diagnostics import Diagnostic, Label
-from higgsc.compiler.position import SourceFile, Span
+from higgsc.compiler.reading.position import SourceFile, Span
 
 _CONFLICT = re.compile(r"^(<{7}|={7}|>{7})(?= |$)", re.MULTILINE)
 _TEMPLATE = re.compile(r"\$\{[^}\n]*\}|\{\{[^}\n]*\}\}|<%[^\n]*?%>|\{%[^\n]*?%\}")

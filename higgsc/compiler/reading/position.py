@@ -7,7 +7,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from higgsc.compiler.redact import mask
+from higgsc.compiler.reading.redact import mask
 
 MAX_EXCERPT = 240
 """Characters of a line that are shown."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from higgsc.compiler.diagnostics import Diagnostic, Label
-from higgsc.compiler.position import SourceFile, Span
+from higgsc.compiler.reading.position import SourceFile, Span
 
 
 def say(source: SourceFile, problem: str, start: int, end: int, help: str, opened: int | None = None) -> Diagnostic:

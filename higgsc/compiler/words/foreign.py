@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from higgsc.compiler.foreign_keys import ADVICE, ANYWHERE, KEYS, SYNONYMS
-from higgsc.compiler.source import Node, NodePath
+from higgsc.compiler.reading.source import Node, NodePath
+from higgsc.compiler.words.foreign_keys import ADVICE, ANYWHERE, KEYS, SYNONYMS
 
 
 @dataclass(frozen=True, slots=True)

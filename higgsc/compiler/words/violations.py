@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from higgsc.compiler.diagnostics import Diagnostic, Edit, Label
-from higgsc.compiler.hint import Hint
-from higgsc.compiler.hints import for_bound, for_pattern, for_type
-from higgsc.compiler.hints_choice import for_choice
-from higgsc.compiler.hints_hardware import for_hardware
-from higgsc.compiler.keys import dotted, may_be_null
-from higgsc.compiler.source import Node, NodePath
+from higgsc.compiler.reading.source import Node, NodePath
+from higgsc.compiler.words.hint import Hint
+from higgsc.compiler.words.hints import for_bound, for_pattern, for_type
+from higgsc.compiler.words.hints_choice import for_choice
+from higgsc.compiler.words.hints_hardware import for_hardware
+from higgsc.compiler.words.keys import dotted, may_be_null
 from higgsc.spec.base import PATTERNS
 
 _EXPECTED = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from higgsc.compiler.hint import Hint
-from higgsc.compiler.source import Node
+from higgsc.compiler.reading.source import Node
+from higgsc.compiler.words.hint import Hint
 from higgsc.spec.hardware import shape_in
 
 _FILLERS = re.compile(r"(?i)\b(nvidia|tesla|geforce|gpus?|cards?|nodes?|machines?|of|with|each|à|@)(?![a-z])")

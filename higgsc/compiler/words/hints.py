@@ -7,10 +7,10 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
-from higgsc.compiler.hint import Hint
-from higgsc.compiler.keys import may_be_null
-from higgsc.compiler.source import Node, NodePath
-from higgsc.compiler.spelling import typo_of
+from higgsc.compiler.reading.source import Node, NodePath
+from higgsc.compiler.words.hint import Hint
+from higgsc.compiler.words.keys import may_be_null
+from higgsc.compiler.words.spelling import typo_of
 
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _TEMPLATE = re.compile(r"\$\{?[A-Za-z_]|\{\{|\{%|<%")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from higgsc.compiler.compose import Composed, with_site
+from higgsc.compiler.composition.compose import Composed, with_site
 from higgsc.compiler.diagnostics import Sink
-from higgsc.compiler.position import SourceFile, Span
+from higgsc.compiler.reading.position import SourceFile, Span
+from higgsc.compiler.reading.source import Node
 from higgsc.compiler.schema import validate_site
-from higgsc.compiler.source import Node
 from higgsc.spec.site import Site
 
 
