@@ -4,7 +4,7 @@
 
 Whole processes are timed, interleaved, so that a busy moment of the machine hits all of them alike. The median and
 the ratio to torchx's dry run are what to read. Sweeps of 100 and of 1,000 points show what a point costs; they write
-14 files each, so a slow disk shows.
+16 files each, so a slow disk shows.
 """
 
 from __future__ import annotations

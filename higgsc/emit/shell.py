@@ -48,7 +48,10 @@ def quote_argv(argv: Iterable[str]) -> Shell:
 
 def comment(value: object) -> Shell:
     """Text for a `#` comment: one line, no control characters."""
-    return Shell("".join(character if character.isprintable() else "?" for character in str(value)))
+    text = str(value)
+    if text.isprintable():
+        return Shell(text)
+    return Shell("".join(character if character.isprintable() else "?" for character in text))
 
 
 def must_be_set(name: str) -> Shell:
