@@ -82,6 +82,8 @@ def template_folder() -> Path:
 def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    from higgsc.emit.template_cache import TemplateCache
+
     environment = Environment(
         loader=FileSystemLoader(template_folder()),
         undefined=StrictUndefined,
@@ -90,6 +92,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,
+        bytecode_cache=TemplateCache(),
     )
     environment.filters.update(argv=quote_argv, comment=comment, must_be_set=must_be_set, alternatives=alternatives)
     return environment
