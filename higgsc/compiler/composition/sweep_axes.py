@@ -46,8 +46,8 @@ def axes_of(sweep: Node, base: Node, sink: Sink) -> list[Axis]:
         sink: Takes the diagnostics.
     """
     if not isinstance(sweep.value, Mapping) or not sweep.value:
-        help_ = "write `sweep: {training.learning_rate: [1e-4, 2e-4]}`"
-        sink.add(Diagnostic("HC203", "a sweep is a mapping of keys to lists of values", Label(sweep.span), help=help_))
+        message = "a sweep is a mapping of keys to lists of values"
+        sink.add(Diagnostic("HC203", message, Label(sweep.span), help=_as_sweep(sweep, base)))
         return []
     if len(sweep.value) > MAX_KEYS:
         message = f"the sweep has {len(sweep.value):,} keys; the most is {MAX_KEYS}"
@@ -165,6 +165,15 @@ def _overridden(base: Node, words: tuple[tuple[str, Span], ...], place: Span) ->
         secondary=(Label(place, "swept here"),),
         help="leave the override out, or switch the sweep off with `--set sweep=null`",
     )
+
+
+def _as_sweep(sweep: Node, base: Node) -> str:
+    """How to write a sweep that is no mapping, with the key that it names if that has a number in the spec."""
+    named = sweep.value[0] if isinstance(sweep.value, tuple) and sweep.value else sweep
+    given = base.at(named.value) if isinstance(named.value, str) else None
+    if given is None or isinstance(given.value, bool) or not isinstance(given.value, int | float):
+        return "write `sweep: {training.learning_rate: [1e-4, 2e-4]}`"
+    return f"write `sweep: {{{named.value}: [{given.span.text}, …]}}`, with the values to try"
 
 
 def _as_list(text: str, node: Node) -> str:

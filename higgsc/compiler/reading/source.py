@@ -229,7 +229,11 @@ class _Builder:
             if key == "<<":
                 self.sink.add(
                     Diagnostic(
-                        "HC005", "merge key `<<` is not part of YAML 1.2", Label(key_span), help="use `extends:`"
+                        "HC005",
+                        "merge key `<<` is not part of YAML 1.2",
+                        Label(key_span),
+                        help="write the keys out here; what several specs share goes into a file of its own, "
+                        "named in `extends`",
                     )
                 )
                 continue

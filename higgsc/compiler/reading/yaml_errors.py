@@ -17,7 +17,7 @@ from higgsc.compiler.reading.redact import mask
 from higgsc.compiler.reading.yaml_foreign import foreign_text
 from higgsc.compiler.reading.yaml_lines import indentation, line_above, raw_line, say
 
-_ODD_SPACE = re.compile("[\u00a0\u1680\u2000-\u200b\u202f\u205f\u3000\ufeff]")
+_ODD_SPACE = re.compile("[\u00a0\u1680\u2000-\u200b\u202f\u205f\u3000\ufeff]+")
 _SHOWN = 60
 
 
@@ -87,10 +87,10 @@ def _odd_space(source: SourceFile, offsets: tuple[int, ...]) -> Diagnostic | Non
             at = start + match.start()
             return say(
                 source,
-                f"U+{ord(match[0]):04X} looks like a space but is none",
+                f"U+{ord(match[0][0]):04X} looks like a space but is none",
                 at,
-                at + 1,
-                "replace it by a plain space",
+                at + len(match[0]),
+                "replace it by a plain space" if len(match[0]) == 1 else "replace them by plain spaces",
             )
     return None
 

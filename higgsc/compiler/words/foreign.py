@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from higgsc.compiler.reading.source import Node, NodePath
-from higgsc.compiler.words.foreign_keys import ADVICE, ANYWHERE, KEYS, SYNONYMS
+from higgsc.compiler.words.foreign_keys import ADVICE, ANYWHERE, DEVICES, KEYS, SYNONYMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +30,22 @@ def advice(parent: NodePath, name: str, node: Node) -> tuple[str, str | None] | 
     return (_filled(found[0], node), found[1]) if found is not None else None
 
 
-def foreign_key(name: str, node: Node, parent: NodePath) -> ForeignKey | None:
+def foreign_key(name: str, node: Node, parent: NodePath, hardware: Node | None) -> ForeignKey | None:
     """What another tool's key is called here, or None for a key that no other tool has.
 
     Args:
         name: As written; leading dashes and inner hyphens of command-line flags are passed over.
         node: Its value, which goes into the way out where it fits.
         parent: The mapping that it stands in.
+        hardware: The spec's `hardware`, if it has one: what counts devices then has nothing to add.
     """
     plain = name.lstrip("-").replace("-", "_").lower()
     if plain not in KEYS or not (not parent or "_" in plain or plain in ANYWHERE):
         return None
     origin, instead = KEYS[plain]
+    if instead == DEVICES and hardware is not None and hardware.value is not None:
+        shape = f": {hardware.value}" if isinstance(hardware.value, str) else ""
+        return ForeignKey(origin, f"leave it out: it follows from `hardware{shape}`", None)
     match = re.match(r"`([A-Za-z_.]+)", instead)
     if match is None:
         return ForeignKey(origin, instead, None)
@@ -68,6 +72,11 @@ def _fitting(place: str, node: Node) -> str:
         words = place.split("|")
         return str(value) if value in words else words[0]
     kind, _, example = place.partition(":")
+    if kind == "names":
+        listed = [entry.value for entry in value] if isinstance(value, tuple) else str(value).split(",")
+        names = [name.strip() for name in listed if isinstance(name, str)]
+        fits = len(names) == len(listed) <= 20 and all(re.fullmatch(r"[A-Za-z_][\w.*]{0,63}", name) for name in names)
+        return f"[{', '.join(names)}]" if fits and names and not {"all", "all_linear"} & set(names) else example
     if isinstance(value, bool):
         return example
     if isinstance(value, int | float):

@@ -1,7 +1,7 @@
 """The tables behind `foreign.py`: keys of other tools, and everyday words for keys of ours.
 
 In a way out, `<int:4>` stands for what was written behind the key if it is a whole number, else for `4`; so do
-`<num:…>`, `<share:…>` (a number up to 0.5), `<path:…>`, `<word:…>`, and `<a|b>` for one of a few words.
+`<num:…>`, `<share:…>` (a number up to 0.5), `<path:…>`, `<word:…>`, `<names:…>` (a list of modules), and `<a|b>` for one of a few words.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _WANDB = "Weights & Biases"
 _SLURM = "Slurm"
 _METRICS = "leave it out: metrics.jsonl and TensorBoard are always written"
 _DERIVED = "leave it out: accumulation is derived from `training.global_batch` and `training.micro_batch`"
-_DEVICES = "`hardware: 8xH200` (or `2x8`, `1xCPU`); the launch scripts follow from it"
+DEVICES = "`hardware: 8xH200` (or `2x8`, `1xCPU`); the launch scripts follow from it"
 _MESH = "`parallelism: {shard: 8}` for ZeRO over eight GPUs; without it every GPU holds the whole model"
 _NO_TENSOR = "leave it out: a layer is never split; `shard` divides the weights between GPUs"
 _DATA_MESH = "leave it out: the GPUs that `parallelism.shard` leaves over all see other samples"
@@ -62,9 +62,9 @@ KEYS: dict[str, tuple[str, str]] = {
     "lora_rank": (_SWIFT, "`lora.rank: <int:64>`"),
     "lora_alpha": (_PEFT, "`lora.alpha: <num:128>`"),
     "lora_dropout": (_PEFT, "`lora.dropout: <num:0.05>`"),
-    "target_modules": (_PEFT, "`lora.targets: comprehensive`"),
+    "target_modules": (_PEFT, "`lora.targets: <names:comprehensive>`"),
     "modules_to_save": (_PEFT, "`lora.heads: [audio]` for adapters on the output heads"),
-    "lora_target_modules": (_AXOLOTL, "`lora.targets: comprehensive`"),
+    "lora_target_modules": (_AXOLOTL, "`lora.targets: <names:comprehensive>`"),
     "base_model": (_AXOLOTL, "`model.base: <path:bosonai/higgs-audio-v2-generation-3B-base>`"),
     "datasets": (_AXOLOTL, "`data.train: [{path: <path:data/train_chatml.json>}]`"),
     "val_set_size": (_AXOLOTL, "`data.validation: {fraction: <share:0.02>}`"),
@@ -78,7 +78,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "wandb_project": (_AXOLOTL, _METRICS),
     "wandb": (_WANDB, _METRICS),
     "wandb_api_key": (_WANDB, _METRICS),
-    "lora_target": (_FACTORY, "`lora.targets: comprehensive`"),
+    "lora_target": (_FACTORY, "`lora.targets: <names:comprehensive>`"),
     "finetuning_type": (_FACTORY, "leave it out: training is LoRA, see `lora`"),
     "cutoff_len": (_FACTORY, "`data.limits: {max_seconds: 30}`"),
     "adapter": (_AXOLOTL, "leave it out: training is LoRA, see `lora`"),
@@ -96,19 +96,19 @@ KEYS: dict[str, tuple[str, str]] = {
     "validation_split": (_SCRIPTS, "`data.validation: {fraction: <share:0.02>}`"),
     "use_lora": (_SCRIPTS, "leave it out: training is LoRA, see `lora`"),
     "batch_size": (_SCRIPTS, "`training.global_batch: {samples: <int:128>}`"),
-    "nproc_per_node": ("torchrun", _DEVICES),
-    "nnodes": ("torchrun", _DEVICES),
-    "world_size": ("torchrun", _DEVICES),
-    "gpus": (_NEMO, _DEVICES),
+    "nproc_per_node": ("torchrun", DEVICES),
+    "nnodes": ("torchrun", DEVICES),
+    "world_size": ("torchrun", DEVICES),
+    "gpus": (_NEMO, DEVICES),
     "nodelist": (_SLURM, "leave it out: Slurm chooses the nodes"),
     "job_name": (_SLURM, "`name: <word:arabic>`"),
     "walltime": (_SLURM, '`site.time_limit: "24:00:00"`'),
     "cpus_per_task": (_SLURM, "`site.cpus_per_node: <int:64>`"),
-    "ntasks_per_node": (_SLURM, _DEVICES),
-    "gres": (_SLURM, _DEVICES),
-    "num_gpus": (_SCRIPTS, _DEVICES),
-    "devices": (_NEMO, _DEVICES),
-    "num_nodes": (_NEMO, _DEVICES),
+    "ntasks_per_node": (_SLURM, DEVICES),
+    "gres": (_SLURM, DEVICES),
+    "num_gpus": (_SCRIPTS, DEVICES),
+    "devices": (_NEMO, DEVICES),
+    "num_nodes": (_NEMO, DEVICES),
     "tensor_parallel": (_NEMO, _NO_TENSOR),
     "data_parallel": (_NEMO, _DATA_MESH),
     "tensor": (_NEMO, _NO_TENSOR),

@@ -30,13 +30,14 @@ _UNITS = {
 }
 
 
-def for_type(node: Node, path: NodePath, expected: list[str]) -> Hint:
+def for_type(node: Node, path: NodePath, expected: list[str], tree: Node) -> Hint:
     """For a value of the wrong type.
 
     Args:
         node: The value.
         path: Where it stands.
         expected: What is taken there, in words: `a whole number`, `a list`.
+        tree: The whole spec.
     """
     value, written = node.value, node.span.text
     takes = set(expected)
@@ -57,6 +58,8 @@ def for_type(node: Node, path: NodePath, expected: list[str]) -> Hint:
         minutes = f"{f'{days}-' if days else ''}{rest // 60:02}:{rest % 60:02}:00"
         hours = f"{value}:00:00" if value < 1000 else f"{value // 24}-{value % 24:02}:00:00"
         return Hint(f'as hours: `"{hours}"`; as minutes: `"{minutes}"`' if 0 < value < 24_000 else _DURATION)
+    if path[:2] == ("lora", "targets") and len(path) > 2:
+        return Hint("write the name of a module, such as `q_proj`")
     if "a string" in takes and isinstance(value, bool | int | float):
         return Hint(f'put it in quotes: `"{written}"`', f'"{written}"')
     if isinstance(value, float) and "a whole number" in takes:
@@ -65,11 +68,14 @@ def for_type(node: Node, path: NodePath, expected: list[str]) -> Hint:
         if not set(written) & set(".eE"):
             return Hint("write a number with fewer digits")
         if path[-1:] == ("warmup_steps",) and 0 < value < 1:
-            return Hint("write optimizer steps, a whole number; `higgsc plan` says how many an epoch has")
+            batch = tree.at("training.global_batch.samples")
+            size = f"{batch.value} samples" if batch is not None and isinstance(batch.value, int) else "batch"
+            return Hint(f"write optimizer steps, a whole number; an epoch has one for every {size} (`global_batch`)")
         return Hint("write it without a fraction")
     if isinstance(value, str) and takes & {"a number", "a whole number"}:
         if _TEMPLATE.search(value):
-            return Hint(f"there are no templates here: write the value, or `--set {'.'.join(map(str, path))}=…`")
+            what = "nothing is read from the environment" if value.startswith("$") else "there are no templates"
+            return Hint(f"{what} here: write the value, or `--set {'.'.join(map(str, path))}=…`")
         if path[-1:] == ("replicate",):
             return Hint("write `auto`: the GPUs that `shard` leaves")
         if unit := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(epochs?|steps?|samples?|s|sec|seconds?)", value):
@@ -123,6 +129,8 @@ def _as_mapping(node: Node, path: NodePath) -> Hint:
 
 def _as_list(node: Node, path: NodePath, words: list[str]) -> Hint:
     value, written, last = node.value, node.span.text, path[-1] if path else ""
+    if isinstance(value, Mapping) and path == ("lora", "targets") and value:
+        return Hint(f"write `[{', '.join(key for key, on in value.items() if on.value is not False)}]`")
     if isinstance(value, Mapping):
         braces = written.startswith("{") and "\n" not in written
         return Hint(f"put it into a list: `[{written}]`" if braces else "put `- ` before its first key")
@@ -240,8 +248,11 @@ def for_pattern(node: Node, path: NodePath) -> Hint:
 
 def _kubernetes(key: str, value: str) -> str:
     """The right form of a value of `site.kubernetes`, made of the wrong one where that can be done."""
+    tagged = ":".join(value.split())
     examples = {
-        "image": "write `registry.example.org/higgsc:0.1.0`",
+        "image": f"a tag follows a colon: write `{tagged}`"
+        if re.fullmatch(r"[a-z0-9][A-Za-z0-9._/-]*:[A-Za-z0-9._-]+", tagged)
+        else "write `registry.example.org/higgsc:0.1.0`",
         "mount": f"write `/{value.strip('/')}`",
         "sub_path": f"write `{value.strip('./')}`",
         "node_selector": "write `{nvidia.com/gpu.product: NVIDIA-H200}`",

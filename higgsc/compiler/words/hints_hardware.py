@@ -40,6 +40,17 @@ def for_hardware(node: Node) -> Hint:
     return Hint(f"write `{shape}`", shape if same else None)
 
 
+def replaced_shape(node: Node, below: str) -> str | None:
+    """For a mapping without its GPUs that stands where a short form was inherited: the short form of both."""
+    shape, nodes, gpu = shape_in(below), node.get("nodes"), node.get("gpu")
+    if shape is None:
+        return None
+    count = nodes.span.text if nodes is not None else shape[1] or "1"
+    kind = gpu.span.text if gpu is not None else shape[3]
+    whole = "x".join([count, shape[2], *([kind] if kind else [])])
+    return f"the inherited `{below}` is replaced as a whole: write `hardware: {whole}`" if shape_in(whole) else None
+
+
 def _parts(text: str) -> tuple[list[str], list[str]] | None:
     """The counts and GPU types in a text; None if it holds anything else."""
     text, at = _FILLERS.sub(" ", text).casefold().strip(), 0

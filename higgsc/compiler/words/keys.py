@@ -16,6 +16,7 @@ from higgsc.compiler.diagnostics import Diagnostic, Edit, Label, closest
 from higgsc.compiler.reading.position import Span
 from higgsc.compiler.reading.source import Node, NodePath
 from higgsc.compiler.words.foreign import advice, foreign_key, synonym
+from higgsc.compiler.words.hints_hardware import replaced_shape
 from higgsc.compiler.words.spelling import typo_of
 from higgsc.spec import Experiment
 
@@ -33,8 +34,12 @@ _EXAMPLES = {
     "global_batch": "{samples: 128}",
     "samples": "128",
     "learning_rate": "1e-4",
+    "image": "registry.example.org/higgsc:0.1.0",
+    "claim": "project",
 }
 """What to write for a key that is missing."""
+_MEANINGS = {"claim": "the name of the PersistentVolumeClaim that holds the project"}
+"""What the example stands for, where that is not plain."""
 
 
 _CYRILLIC = dict(zip("асеорхуіѕ", "aceopxyis", strict=True))
@@ -72,7 +77,7 @@ def unknown_key(tree: Node, path: NodePath) -> Unknown:
         found_here = "in braces a comma ends a value: write a number without one, `1000`, or with a point, `0.5`"
         return say(None, found_here)
     if len(dots := re.split(r"[.:]", name)) > 1:
-        return _dotted_key(tuple(dots), node, parent, say)
+        return _dotted_key(tree, tuple(dots), node, parent, say)
     plain = " ".join(unicodedata.normalize("NFKC", name).split())
     if plain != name and plain in known:
         odd = next((c for c in name if unicodedata.normalize("NFKC", c) != c or (c.isspace() and c != " ")), None)
@@ -90,7 +95,7 @@ def unknown_key(tree: Node, path: NodePath) -> Unknown:
         return say((*parent, advised[1]) if advised[1] is not None else None, advised[0])
     if (other := synonym(parent, name)) is not None:
         return say((*parent, other), f"did you mean `{other}`?")
-    if (known_as := foreign_key(name, node, parent)) is not None:
+    if (known_as := foreign_key(name, node, parent, tree.get("hardware"))) is not None:
         message = f"`{name}` is a key of {known_as.origin}, not of higgsc"
         return Unknown(Diagnostic("HC107", message, there, help=known_as.instead), known_as.path)
     if found := [home for home in homes().get(name, ()) if home[:-1] != _without_indices(parent)]:
@@ -117,7 +122,10 @@ def missing_key(tree: Node, path: NodePath, name: str) -> Diagnostic:
     example = f" {_EXAMPLES[name]}" if name in _EXAMPLES else ""
     if name == "name" and not path and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", top.source.path.stem):
         example = f" {top.source.path.stem}"
-    return Diagnostic("HC102", f"missing key `{name}`{inside}", Label(place), help=f"add `{name}:{example}`")
+    help_ = f"add `{name}:{example}`" + (f", {_MEANINGS[name]}" if name in _MEANINGS else "")
+    if path == ("hardware",) and node.below is not None and isinstance(node.below.value, str):
+        help_ = replaced_shape(node, node.below.value) or help_
+    return Diagnostic("HC102", f"missing key `{name}`{inside}", Label(place), help=help_)
 
 
 def bare_key(word: str, place: Span, *, alone: bool) -> Diagnostic | None:
@@ -177,11 +185,13 @@ def _belongs(tree: Node, parent: NodePath, name: str, found: list[NodePath]) -> 
     return f"move it to `{dotted(home[:-1])}`"
 
 
-def _dotted_key(words: tuple[str, ...], node: Node, parent: NodePath, say: Callable[..., Unknown]) -> Unknown:
+def _dotted_key(
+    tree: Node, words: tuple[str, ...], node: Node, parent: NodePath, say: Callable[..., Unknown]
+) -> Unknown:
     """For a key such as `lora.rank` or `lora:rank` in a file: the same as mappings, if the schema has such a path."""
     path = (*_without_indices(parent), *words)
     if path in homes().get(words[-1], ()):
-        return say(path, _nested(words, node))
+        return say(path, _nested(tree, parent, words, node))
     if below := [home for home in homes().get(words[-1], ()) if home[: len(path) - 1] == path[:-1]]:
         return say(None, f"did you mean {_or_paths(below)}? keys are nested: write `{_braces(below[0], '…')}`")
     every = {dotted(home): home for homes_of in homes().values() for home in homes_of}
@@ -190,8 +200,17 @@ def _dotted_key(words: tuple[str, ...], node: Node, parent: NodePath, say: Calla
     return say(None, "keys are nested here, as in `lora: {rank: 16}`")
 
 
-def _nested(words: NodePath, node: Node) -> str:
+def _nested(tree: Node, parent: NodePath, words: NodePath, node: Node) -> str:
+    """The same in braces, or inside the mapping that the file has already: a key cannot be given twice."""
     value = node.span.text if not isinstance(node.value, Mapping | tuple) and len(node.span.text) < 60 else "…"
+    for end in range(len(words), 0, -1):
+        found, rest = tree.find((*parent, *words[:end]))
+        if rest or found.place.source is not node.place.source:
+            continue
+        if end == len(words):
+            return f"keys are nested here: `{dotted((*parent, *words))}` is given already; change it there, or keep one"
+        if isinstance(found.value, Mapping):
+            return f"keys are nested here: write `{_braces(words[end:], value)}` in `{dotted((*parent, *words[:end]))}`"
     return f"keys are nested here: write `{_braces(words, value)}`"
 
 

@@ -77,7 +77,7 @@ def diagnose(tree: Node, violation: Violation) -> Diagnostic:
         found = "`hardware` is empty" if node.value is None else f"{_shown(node)} is not a hardware shape"
         forms = str(error["msg"]).partition("is not a hardware shape")[2]
         return _say("HC106", f"{found}{forms}", node, for_hardware(node))
-    return _wrong_type(node, path, violation.errors)
+    return _wrong_type(tree, node, path, violation.errors)
 
 
 def _say(code: str, message: str, node: Node, hint: Hint) -> Diagnostic:
@@ -103,13 +103,13 @@ def _not_a_choice(node: Node, key: str, choices: list[str]) -> Diagnostic:
     return _say("HC104", message, node, for_choice(node, words))
 
 
-def _wrong_type(node: Node, path: NodePath, errors: tuple[Any, ...]) -> Diagnostic:
+def _wrong_type(tree: Node, node: Node, path: NodePath, errors: tuple[Any, ...]) -> Diagnostic:
     expected = list(dict.fromkeys(word for error in errors for word in _expected(error)))
     takes = [
         *expected,
         *(["`null`"] if may_be_null(path) and "null" not in expected and node.value is not None else []),
     ]
-    hint = for_type(node, path, expected)
+    hint = for_type(node, path, expected, tree)
     if node.value is None and node.span.text:
         return _say("HC103", f"`{dotted(path)}` cannot be `{node.span.text}`; it takes {_or(takes)}", node, hint)
     if node.value is None:
