@@ -13,7 +13,8 @@ import pytest
 
 from higgsc.compiler.compile import compile_spec
 from higgsc.compiler.diagnostics import Sink
-from higgsc.compiler.reading.source import parse, read_source
+from higgsc.compiler.reading.files import read_source
+from higgsc.compiler.reading.source import parse
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = ROOT / "tests" / "fixtures" / "diagnostics"

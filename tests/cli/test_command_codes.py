@@ -17,7 +17,11 @@ from click.testing import CliRunner
 
 from higgsc.cli import check, doctor, submit
 from higgsc.compiler.codes import CODES
-from higgsc.launch.scheduler import RefusedError
+from higgsc.contract.outcome import StepError
+from higgsc.launch.built import Target
+from higgsc.launch.scheduler import Submission
+from higgsc.launch.slurm import scheduler as slurm_scheduler
+from higgsc.launch.slurm.client import Answer
 from tests.launch.test_doctor import CLUSTER
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "diagnostics"
@@ -30,9 +34,18 @@ COMMANDS: dict[str, tuple[click.Command, tuple[str, ...]]] = {
 }
 
 
-def refuse(*_: object) -> None:
-    """What the Slurm back end makes of `sbatch: error: invalid partition specified: gpus`."""
-    raise RefusedError("invalid partition specified: gpus", step="prepare", path="site.partition", help="sinfo -s")
+def refuse(target: Target, _: object) -> None:
+    """What the Slurm back end makes of sbatch's complaint."""
+    submission = Submission(step=target.plan.steps[0], key="higgsc:0", after=())
+    slurm_scheduler.SlurmScheduler(retry_for=0).check(target, [submission])
+
+
+def complain(*_: object, **__: object) -> Answer:
+    return Answer(1, "", "sbatch: error: invalid partition specified: gpus")
+
+
+def no_answer() -> None:
+    raise StepError("scontrol does not answer")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -41,6 +54,8 @@ def test_a_commands_diagnostic_reads_as_expected(name: str, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path / "f" / "commands")
     monkeypatch.setattr(doctor, "ask_cluster", lambda: CLUSTER)
     monkeypatch.setattr(submit, "submit", refuse)
+    monkeypatch.setattr(slurm_scheduler, "call", complain)
+    monkeypatch.setattr(slurm_scheduler, "ask_cluster", no_answer)
     command, options = COMMANDS[name]
     result = CliRunner().invoke(command, [f"{name}.yaml", *options])
     code = name.split("-")[0]

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from higgsc.compiler.composition.override import apply_overrides
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink, did_you_mean
+from higgsc.compiler.reading.files import read_source
 from higgsc.compiler.reading.position import SourceFile, Span
 from higgsc.compiler.reading.secrets import refuse_secrets
-from higgsc.compiler.reading.source import Node, parse, read_source
+from higgsc.compiler.reading.source import Node, parse
 from higgsc.spec import Experiment
 from higgsc.spec.site import Site
 
@@ -213,6 +214,8 @@ class _Loader:
         return tree if merged is None else _merge(merged, tree)
 
     def _name(self, path: Path) -> str:
+        if os.path.commonpath([path, self.root]) == os.path.sep:
+            return path.as_posix()  # nothing in common: steps up to the root of the disk would say less
         return Path(os.path.relpath(path, self.root)).as_posix()
 
 

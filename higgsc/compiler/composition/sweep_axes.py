@@ -168,12 +168,26 @@ def _overridden(base: Node, words: tuple[tuple[str, Span], ...], place: Span) ->
 
 
 def _as_sweep(sweep: Node, base: Node) -> str:
-    """How to write a sweep that is no mapping, with the key that it names if that has a number in the spec."""
-    named = sweep.value[0] if isinstance(sweep.value, tuple) and sweep.value else sweep
-    given = base.at(named.value) if isinstance(named.value, str) else None
-    if given is None or isinstance(given.value, bool) or not isinstance(given.value, int | float):
+    """How to write a sweep that is no mapping: with the keys that it names, if the spec gives each of them."""
+    named = sweep.value if isinstance(sweep.value, tuple) and sweep.value else (sweep,)
+    given = {entry.value: base.at(entry.value) for entry in named if isinstance(entry.value, str)}
+    tried = {key: _to_try(node) for key, node in given.items() if node is not None}
+    if len(tried) < len(named) or not all(tried.values()):
         return "write `sweep: {training.learning_rate: [1e-4, 2e-4]}`"
-    return f"write `sweep: {{{named.value}: [{given.span.text}, …]}}`, with the values to try"
+    axes = ", ".join(f"{key}: {values}" for key, values in tried.items())
+    return f"write `sweep: {{{axes}}}`, with the values to try"
+
+
+def _to_try(node: Node) -> str | None:
+    """A list with a scalar of the spec in it, and half of a number: half of what is allowed mostly is, too."""
+    value, written = node.value, node.span.text
+    if value is None or isinstance(value, Mapping | tuple) or len(written) > 40:
+        return None
+    if isinstance(value, bool):
+        return "[false, true]"
+    if isinstance(value, int | float) and value > 0 and (value / 2).is_integer() | isinstance(value, float):
+        return f"[{value / 2:g}, {written}]" if isinstance(value, float) else f"[{value // 2}, {written}]"
+    return f"[{written}]"
 
 
 def _as_list(text: str, node: Node) -> str:

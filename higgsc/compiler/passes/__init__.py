@@ -33,10 +33,10 @@ PASSES: tuple[Pass, ...] = (
     kubernetes,  # needs the run's folder
     pinning,
     topology,
-    batch,  # needs the data-parallel ranks of `topology`
+    lora_targets,
+    batch,  # needs the data-parallel ranks of `topology`; its way out, the adapter's modules
     schedule,
     unlikely,
-    lora_targets,
     memory,  # needs the mesh, the accumulation and the adapter's modules
     time_limit,  # the same
     site,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 
 from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape
@@ -21,11 +21,15 @@ PRESETS: dict[str, tuple[str, ...]] = {
 }
 HEADS = {"audio": "audio_lm_head", "text": "text_lm_head"}
 
+FOREIGN_HEADS = {
+    "audio_head.projector.linear": "audio",
+    "audio_decoder_proj.audio_lm_head": "audio",
+    "audio_decoder_proj.text_lm_head": "text",
+    "audio_head": "audio",
+    "lm_head": "text",
+}
+"""Names of output heads in other code bases, and what `lora.heads` calls them."""
 FOREIGN = {
-    "audio_head.projector.linear": "`audio_lm_head`? add it with `lora.heads: [audio]`",
-    "audio_decoder_proj.audio_lm_head": "`audio_lm_head`? add it with `lora.heads: [audio]`",
-    "audio_decoder_proj.text_lm_head": "`text_lm_head`? add it with `lora.heads: [text]`",
-    "lm_head": "`text_lm_head`? add it with `lora.heads: [text]`",
     "audio_encoder_proj.linear": "leaving it out? the released model has no audio encoder",
     **dict.fromkeys(
         ("c_attn", "qkv_proj", "query_key_value", "Wqkv", "W_pack", "in_proj"),
@@ -48,10 +52,9 @@ def lora_targets(ir: Ir, sink: Sink) -> Ir:
     linear = ir.shape.linear_modules()
     patterns = PRESETS[lora.targets] if isinstance(lora.targets, str) else lora.targets
     matches = {pattern: _linear_matching(pattern, ir.shape) for pattern in patterns}
-    unmatched = [pattern for pattern in patterns if not matches[pattern]]
     for index, pattern in enumerate(patterns):
         if not matches[pattern] and not sink.full:
-            _report(ir, sink, index, pattern, matches, len(unmatched))
+            _report(ir, sink, index, pattern, matches)
     heads = [HEADS[head] for head in lora.heads]
     if not patterns and not heads:
         message = "`lora.targets` is empty, so that no module gets an adapter"
@@ -105,7 +108,7 @@ def _as_suffixes(pattern: str, matched: list[str]) -> list[str]:
     return list(dict.fromkeys(".".join(name.split(".")[-depth:]) for name in matched))
 
 
-def _report(ir: Ir, sink: Sink, index: int, pattern: str, matches: dict[str, list[str]], unmatched: int) -> None:
+def _report(ir: Ir, sink: Sink, index: int, pattern: str, matches: dict[str, list[str]]) -> None:
     linear = ir.shape.linear_modules()
     label = ir.label(f"lora.targets.{index}", f"0 of {len(linear)} linear modules")
     others = [
@@ -130,25 +133,28 @@ def _report(ir: Ir, sink: Sink, index: int, pattern: str, matches: dict[str, lis
     elif pattern in PRESETS:
         way_out = f"a preset stands alone: `targets: {pattern}`"
     else:
-        way_out = _meant(pattern, linear)
-    matched = sum(len(names) for names in matches.values())
-    rest = len(matches) - unmatched
-    others_match = "the other target matches" if rest == 1 else f"the other {rest} targets match"
-    notes = (f"{others_match} {matched} modules ({ir.shape.layers} layers)",)
+        way_out = _meant(pattern, linear, ir.spec.lora.heads)
+    matched = {name for names in matches.values() for name in names}
+    found_some = [other for other, names in matches.items() if names]
+    others_match = f"`{found_some[0]}` matches" if len(found_some) == 1 else f"{len(found_some)} other targets match"
+    notes = (f"{others_match} {len(matched)} modules",)
     sink.add(
         Diagnostic(
             "HC501",
             f"LoRA target `{pattern}` matches no module of {ir.spec.model.family}",
             label,
-            notes=notes if rest else (),
+            notes=notes if matched else (),
             help=way_out,
         )
     )
 
 
-def _meant(pattern: str, linear: Iterable[str]) -> str:
-    """The way out of a target that matches nothing."""
+def _meant(pattern: str, linear: Iterable[str], heads: Collection[str]) -> str:
+    """The way out of a target that matches nothing; `heads` are those that get an adapter already."""
     last_words = {".".join(name.split(".")[-2:]) for name in linear} | {name.split(".")[-1] for name in linear}
+    if head := FOREIGN_HEADS.get(pattern):
+        listed = ", ".join([*heads, head])
+        return "take it out" + (": `heads` has it" if head in heads else f", and write `heads: [{listed}]` in `lora`")
     if pattern in FOREIGN:
         return f"did you mean {FOREIGN[pattern]}"
     if re.search(r"[\\^$()|+?]", pattern):

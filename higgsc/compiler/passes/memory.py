@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from higgsc.catalog.costs import Setup
+from bisect import bisect_left
+from math import ceil
+
+from higgsc.catalog.costs import Sample, Setup
 from higgsc.catalog.estimate import RESERVE, TYPICAL_SECONDS, Estimate, estimate, fits, with_shards
-from higgsc.catalog.gpus import find_gpu
+from higgsc.catalog.gpus import Gpu, find_gpu
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.ir import Ir
 
@@ -35,8 +38,12 @@ def memory(ir: Ir, sink: Sink) -> Ir:
     return ir
 
 
-def setup_of(ir: Ir) -> Setup:
-    """What the costs depend on, from a state whose mesh is sound."""
+def setup_of(ir: Ir, accumulation: int | None = None) -> Setup:
+    """What the costs depend on, from a state whose mesh is sound.
+
+    Args:
+        accumulation: Micro-batches of a step, where none has been derived.
+    """
     modules = ir.derived["lora.modules"].value
     assert isinstance(modules, tuple)
     return Setup(
@@ -47,8 +54,14 @@ def setup_of(ir: Ir) -> Setup:
         dropout=ir.spec.lora.dropout,
         replicate=ir.integer("parallelism.replicate"),
         shard=ir.spec.parallelism.shard,
-        accumulation=ir.integer("training.accumulation"),
+        accumulation=ir.integer("training.accumulation") if accumulation is None else accumulation,
     )
+
+
+def gpu_of(ir: Ir) -> Gpu | None:
+    """The GPU that the hardware names, if it names one that the catalog knows."""
+    hardware = ir.spec.hardware
+    return find_gpu(hardware.gpu) if hardware.device == "cuda" and hardware.gpu is not None else None
 
 
 def estimate_of(ir: Ir, seconds: float | None = None) -> Estimate:
@@ -59,7 +72,7 @@ def estimate_of(ir: Ir, seconds: float | None = None) -> Estimate:
     """
     spec = ir.spec
     limits, hardware = spec.data.limits, spec.hardware
-    gpu = find_gpu(hardware.gpu) if hardware.device == "cuda" and hardware.gpu is not None else None
+    gpu = gpu_of(ir)
     if hardware.device == "cpu":
         unknown = "the hardware is a CPU"
     else:
@@ -86,6 +99,17 @@ def _way_out(ir: Ir, found: Estimate) -> str:
     shard = next((d for d in shards if fits(with_shards(setup, d), found.longest, found.samples, found.gpu)), None)
     ways = [f"`micro_batch: {{samples: {fitting}}}` fits"] if fitting else []
     ways += [f"`parallelism: {{shard: {shard}}}` fits"] if shard else []
-    return ", and so does ".join(way if not i else way.removesuffix(" fits") for i, way in enumerate(ways)) or (
-        "lower `data.limits.max_seconds`, or take a GPU with more memory"
-    )
+    if ways:
+        return ", and so does ".join(way if not i else way.removesuffix(" fits") for i, way in enumerate(ways))
+    seconds = _longest_clip(ir, setup, found.samples, found.gpu)
+    if seconds is None:
+        return "take a GPU with more memory"
+    return f"write `max_seconds: {seconds}` in `data.limits`, or take a GPU with more memory"
+
+
+def _longest_clip(ir: Ir, setup: Setup, samples: int, gpu: Gpu) -> int | None:
+    """The longest clips, in whole seconds, of which a micro-batch fits; None if no length in the limits does."""
+    limits = ir.spec.data.limits
+    lengths = range(int(limits.min_seconds) + 1, ceil(limits.max_seconds))
+    count = bisect_left(lengths, True, key=lambda s: not fits(setup, Sample.of_seconds(s, s), samples, gpu))
+    return lengths[count - 1] if count else None

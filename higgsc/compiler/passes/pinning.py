@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from higgsc.catalog.higgs_audio_v2 import BASES, BUILTIN_TINY
-from higgsc.compiler.diagnostics import Diagnostic, Sink
+from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.ir import Ir
+from higgsc.compiler.reading.position import COMMAND_LINE
 from higgsc.spec.experiment import Model
 
 RELEASED_BASE: str = Model.model_fields["base"].default
@@ -39,8 +40,7 @@ def pinning(ir: Ir, sink: Sink) -> Ir:
     revision = model.revision
     if not _is_hub_id(model.base):
         if revision is not None:
-            message = f"`model.revision` has no effect: `{model.base}` is no repository of the hub"
-            sink.add(Diagnostic("HC413", message, ir.label("model.revision"), help="write `revision: null`"))
+            sink.add(_pins_nothing(ir))
         return ir
     commit = KNOWN_COMMITS.get(model.base)
     help_ = f"write `revision: {commit}`" if commit else "write `revision:` with a commit of the repository's history"
@@ -51,6 +51,17 @@ def pinning(ir: Ir, sink: Sink) -> Ir:
         message = f"`model.revision: {revision}` is a branch or a tag, which may move between two runs"
         sink.add(Diagnostic("HC412", message, ir.label("model.revision"), help=help_))
     return ir
+
+
+def _pins_nothing(ir: Ir) -> Diagnostic:
+    """For a revision of a base that has none; where it was inherited, the base is what its writer sees."""
+    base, revision = ir.label("model.base"), ir.label("model.revision")
+    message = f"`model.revision` has no effect: `{ir.spec.model.base}` is no repository of the hub"
+    if revision.span.source is base.span.source or revision.span.source.name == COMMAND_LINE:
+        return Diagnostic("HC413", message, revision, help="write `revision: null`")
+    by_option = base.span.source.name == COMMAND_LINE
+    help_ = "add `--set model.revision=null`" if by_option else "add `revision: null` to `model`"
+    return Diagnostic("HC413", message, base, (Label(revision.span, "given here"),), help=help_)
 
 
 def _is_hub_id(base: str) -> bool:

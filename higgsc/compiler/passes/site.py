@@ -9,6 +9,9 @@ from higgsc.spec.base import seconds_of
 SHORTEST_WORK = 120
 """Seconds of work below which a job is nothing but a start and a stop; Slurm's warning may come 60 s early."""
 
+SHORTEST_LEAD = 60
+"""The least that `site.signal_lead` takes."""
+
 _PATHS = ("venv", "conda", "hf_home", "node_cache")
 
 
@@ -29,12 +32,14 @@ def site(ir: Ir, sink: Sink) -> Ir:
         )
     if (limit := seconds_of(words.time_limit)) < words.signal_lead + SHORTEST_WORK:
         at = "signal_lead" if ir.given("site.signal_lead") else "time_limit"
+        enough, lead = words.signal_lead + SHORTEST_WORK, limit - SHORTEST_WORK
+        longer = f'write `time_limit: "{enough // 3600:02}:{enough // 60 % 60:02}:{enough % 60:02}"`'
         sink.add(
             Diagnostic(
                 "HC341",
                 f"a time limit of {limit} s with a warning {words.signal_lead} s before it leaves no time to train",
                 ir.label(f"site.{at}"),
-                help=f"the limit has to be at least {words.signal_lead + SHORTEST_WORK} s, or `signal_lead` smaller",
+                help=f"{longer}, or `signal_lead: {lead}`" if lead >= SHORTEST_LEAD else longer,
             )
         )
     for name in _PATHS:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.reading.position import Span
-from higgsc.compiler.reading.redact import has_token
+from higgsc.compiler.reading.redact import has_token, mask
 from higgsc.compiler.reading.source import Node
 
 _SECRET_NAME = re.compile(r"(?i).*(token|secret|password|passwd|api[_-]?key)")
@@ -33,11 +33,15 @@ def refuse_secrets(tree: Node, sink: Sink) -> None:
 
 
 def _way_out(span: Span, name: str, variable: str) -> str:
+    text = span.text.strip("\"'")
     if "wandb" in name.lower():
         return "take the line out: nothing is sent to Weights & Biases, metrics.jsonl is always written"
     if not name or name.lower() in _LISTS or _SECRET_NAME.fullmatch(name) or "=" in span.text:
         return f"name the variable that holds it, `secrets: [{variable}]`, and set that where the jobs run"
-    return "take it out; what a job needs is named in `secrets: [HF_TOKEN]`, and set where the jobs run"
+    rest = mask(text).replace("*", "").strip("/-_.=:@ ")
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_./-]*", rest):
+        return f"take it out, as in `{name.lower()}: {rest}`: no secret is needed there"
+    return f"take it out of `{name.lower()}`: no secret is needed there"
 
 
 def _secrets(node: Node, name: str, *, inside: bool) -> Iterator[tuple[Span, str]]:

@@ -7,22 +7,18 @@ never used. Positions are counted in code points.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from higgsc.compiler.diagnostics import Diagnostic, Label, Sink, closest
-from higgsc.compiler.reading.limits import MAX_DEPTH, MAX_NODES, too_much, within_limits
+from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
+from higgsc.compiler.reading.limits import MAX_DEPTH, MAX_NODES, overflowing_alias, too_much, within_limits
 from higgsc.compiler.reading.position import SourceFile, Span
 from higgsc.compiler.reading.yaml_errors import reader_error, second_document, yaml_error
-
-MAX_BYTES = 1 << 20
-"""Largest spec that is read; specs are written by hand."""
+from higgsc.spec import Experiment
 
 _NULL = re.compile(r"~|null|Null|NULL|")
 _TRUE = re.compile(r"true|True|TRUE")
@@ -89,72 +85,6 @@ class Node:
         return None if rest else node
 
 
-def read_source(
-    path: Path, name: str, sink: Sink, *, asked_at: Span | None = None, root: Path | None = None
-) -> SourceFile | None:
-    """Read a spec file.
-
-    Args:
-        path: The file.
-        name: How it is called in messages and artifacts.
-        sink: Takes the diagnostic when it cannot be read (then the result is None).
-        asked_at: Where another spec names the file, if one does.
-        root: The project root, to recognise a path that starts there.
-    """
-
-    def refuse(reason: str, help: str | None = None) -> None:
-        label = Label(asked_at) if asked_at else Label(Span(SourceFile(path, name, ""), 0, 0))
-        sink.add(Diagnostic("HC001", f"cannot read `{name}`: {reason}", label, help=help))
-
-    try:
-        if not path.exists():
-            refuse("no such file", _file_instead(path, asked_at, root))
-            return None
-        if not path.is_file():
-            found = "it is a directory" if path.is_dir() else "it is not a regular file"
-            refuse(found, "name a spec, a `.yaml` file")
-            return None
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)  # not all of it: files in /proc have no size, and no end
-        if len(content) > MAX_BYTES:
-            refuse(f"it is larger than the {MAX_BYTES:,} bytes that a spec may have")
-            return None
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        refuse(f"byte {error.start} is not UTF-8", help="save the file as UTF-8")
-        return None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        refuse(str(getattr(error, "strerror", None) or error).lower())
-        return None
-    return SourceFile(path, name, text.removeprefix("\ufeff"))
-
-
-def _file_instead(path: Path, asked_at: Span | None, root: Path | None) -> str | None:
-    """The file that was probably meant by a path to none."""
-    if asked_at is not None and root is not None:
-        written = asked_at.text.strip("'\"")
-        if (root / written).is_file():
-            there = os.path.relpath(root / written, asked_at.source.path.parent)
-            return f"paths in `extends` start at the file that holds them: `{there}`"
-    if "=" in path.name:
-        return f"write `--set {path.name}`"
-    if asked_at is None:
-        for other in (path.with_name(f"{path.name}.yaml"), path.parent / "specs" / f"{path.stem}.yaml"):
-            if other.is_file() and path.suffix in ("", ".yaml", ".yml"):
-                return f"did you mean `{os.path.relpath(other, root or path.parent)}`?"
-    stems = {other.stem: other for other in sorted(path.parent.glob("*.y*ml"))} if path.parent.is_dir() else {}
-    match = (
-        path.name if path.name in stems else path.stem if path.stem in stems else closest(path.stem, stems, cutoff=0.75)
-    )
-    found = stems[match] if match is not None else None
-    if found is None and asked_at is not None and path.parent.is_dir():
-        found = next(iter(sorted(path.parent.glob(f"*/{path.name}"))), None)
-    if found is None:
-        return None
-    start = asked_at.source.path.parent if asked_at is not None else root or path.parent
-    return f"did you mean `{os.path.relpath(found, start)}`?"
-
-
 def parse(source: SourceFile, sink: Sink) -> Node | None:
     """Turn the text of a spec into its tree; problems go to `sink`, and then the result is None."""
     try:
@@ -179,63 +109,70 @@ def parse(source: SourceFile, sink: Sink) -> Node | None:
                 "HC003",
                 f"a spec is a mapping of keys to values; {found}",
                 Label(Span(source, 0, 0) if root is None else _span(source, root)),
-                help="start with `apiVersion: higgsc/v1`"
-                if source.path.parent.name != "sites"
-                else "start with `partition:` or another key of a site",
+                help=_as_mapping(source, root),
             )
         )
         return None
     before = sink.error_count
-    tree = _Builder(source, sink).build(root, None, 0)
+    tree = _Builder(source, sink, root).build(root, None, ())
     return None if sink.error_count > before else tree
+
+
+def _as_mapping(source: SourceFile, root: yaml.Node | None) -> str:
+    """How a file that is no mapping becomes one."""
+    if isinstance(root, yaml.SequenceNode) and not root.flow_style and root.value:
+        spans = [_span(source, entry) for entry in root.value if isinstance(entry, yaml.MappingNode)]
+        if len(spans) == len(root.value) and all(span.line == span.end_line for span in spans):
+            return "take the `- ` out of each line"
+        if len(spans) == len(root.value):
+            return "take the `- ` out, so that every key starts its line"
+    if source.path.parent.name == "sites":
+        return "start with `partition:` or another key of a site"
+    return "start with `apiVersion: higgsc/v1`"
 
 
 class _Builder:
     """Turns PyYAML's node graph into `Node`s, within a budget that stops alias bombs."""
 
-    def __init__(self, source: SourceFile, sink: Sink) -> None:
+    def __init__(self, source: SourceFile, sink: Sink, root: yaml.MappingNode) -> None:
         self.source = source
         self.sink = sink
+        self.root = root
         self.nodes = 0
 
-    def build(self, node: yaml.Node, key_span: Span | None, depth: int) -> Node:
+    def build(self, node: yaml.Node, key_span: Span | None, path: NodePath) -> Node:
         span = _span(self.source, node)
         self.nodes += 1
-        if depth > MAX_DEPTH or self.nodes > MAX_NODES:
+        if len(path) > MAX_DEPTH or self.nodes > MAX_NODES:
             if self.nodes <= MAX_NODES + 1:
-                limit = f"{MAX_DEPTH} levels" if depth > MAX_DEPTH else f"{MAX_NODES:,} values"
-                self.sink.add(too_much(limit, Label(span)))
+                limit = f"{MAX_DEPTH} levels" if len(path) > MAX_DEPTH else f"{MAX_NODES:,} values"
+                self.sink.add(too_much(limit, span, overflowing_alias(self.source)))
                 self.nodes = MAX_NODES + 2
             return Node(None, span, key_span)
         if isinstance(node, yaml.MappingNode):
-            return Node(self._mapping(node, depth), span, key_span)
+            return Node(self._mapping(node, path), span, key_span)
         if isinstance(node, yaml.SequenceNode):
-            return Node(tuple(self.build(child, None, depth + 1) for child in node.value), span, key_span)
+            entries = tuple(self.build(child, None, (*path, index)) for index, child in enumerate(node.value))
+            return Node(entries, span, key_span)
         assert isinstance(node, yaml.ScalarNode)
         return Node(self._scalar(node), span, key_span)
 
-    def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Node]:
+    def _mapping(self, node: yaml.MappingNode, path: NodePath) -> dict[str, Node]:
         entries: dict[str, Node] = {}
         for key_node, value_node in node.value:
             key_span = _span(self.source, key_node)
             if not isinstance(key_node, yaml.ScalarNode):
                 braces = self.source.text[max(0, key_span.start - 1) : key_span.start + 1] == "{{"
-                help_ = "there are no templates here: write the value, or set it with `--set KEY=VALUE`"
+                option = f"--set {'.'.join(map(str, path))}=…" if path else "--set KEY=VALUE"
+                help_ = f"there are no templates: write the value, or take the line out and give `{option}`"
                 message = f"a key must be a word, not a {_kind(key_node)}"
                 help_ = help_ if braces else "write `key: value`; in a sweep, keys that change together are `a, b`"
                 self.sink.add(Diagnostic("HC005", message, Label(key_span), help=help_))
                 continue
             key = str(key_node.value)
             if key == "<<":
-                self.sink.add(
-                    Diagnostic(
-                        "HC005",
-                        "merge key `<<` is not part of YAML 1.2",
-                        Label(key_span),
-                        help="write the keys out here; what several specs share goes into a file of its own, "
-                        "named in `extends`",
-                    )
-                )
+                message = "merge key `<<` is not part of YAML 1.2"
+                self.sink.add(Diagnostic("HC005", message, Label(key_span), help=self._merged(node, value_node)))
                 continue
             if key in entries:
                 first = entries[key].key_span
@@ -249,8 +186,21 @@ class _Builder:
                     )
                 )
                 continue
-            entries[key] = self.build(value_node, key_span, depth + 1)
+            entries[key] = self.build(value_node, key_span, (*path, key))
         return entries
+
+    def _merged(self, node: yaml.MappingNode, merged: yaml.Node) -> str:
+        """How the keys that `<<` was to bring into a mapping get there."""
+        instead = "what several specs share goes into a file of its own, named in `extends`"
+        own = {str(key.value) for key, _ in node.value}
+        pairs = merged.value if isinstance(merged, yaml.MappingNode) else []
+        if not 1 <= len(pairs) <= 6 or not all(isinstance(each, yaml.ScalarNode) for pair in pairs for each in pair):
+            return f"write the keys out here; {instead}"
+        listed = [f"`{key.value}: {_span(self.source, value).text}`" for key, value in pairs if key.value not in own]
+        holder = next((str(key.value) for key, value in self.root.value if value is merged), None)
+        # What was only there to be merged is no key of a spec.
+        done = f", and take `{holder}` out" if holder is not None and holder not in Experiment.model_fields else ""
+        return f"write {', '.join(listed)} instead{done}; {instead}" if listed else f"take the line out{done}"
 
     def _scalar(self, node: yaml.ScalarNode) -> Scalar:
         text = str(node.value)

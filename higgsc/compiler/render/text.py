@@ -71,14 +71,17 @@ def _block(diagnostic: Diagnostic, palette: Palette, cwd: Path | None) -> str:
     same_file = sorted(
         (label for label in labels if label.span.source is span.source), key=lambda label: label.span.start
     )
+    line = ""
     for label in same_file:
-        lines += _excerpt(label, label is diagnostic.primary, gutter, palette)
+        shown, mark = _excerpt(label, label is diagnostic.primary, gutter, palette)
+        lines += [mark] if shown == line else [shown, mark]
+        line = shown
     for label in labels:
         if label.span.source is not span.source:
             other = label.span
             where = f"{_named(other.source, cwd)}:{other.line}:{other.column}"
             lines.append(f"{' ' * gutter}{palette.paint(':::', 'gutter')} {where}")
-            lines += _excerpt(label, False, gutter, palette)
+            lines += [*_excerpt(label, False, gutter, palette)]
     extra = [("note", note) for note in diagnostic.notes]
     extra += [("help", diagnostic.help)] if diagnostic.help else []
     if extra and labels:
@@ -88,7 +91,8 @@ def _block(diagnostic: Diagnostic, palette: Palette, cwd: Path | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _excerpt(label: Label, primary: bool, gutter: int, palette: Palette) -> list[str]:
+def _excerpt(label: Label, primary: bool, gutter: int, palette: Palette) -> tuple[str, str]:
+    """The line of a label, and the mark below it."""
     span: Span = label.span
     text, column = span.source.excerpt(span.start)
     marked = text[column : column + (span.end - span.start)]
@@ -96,7 +100,7 @@ def _excerpt(label: Label, primary: bool, gutter: int, palette: Palette) -> list
     mark = ("^" if primary else "-") * max(1, display_width(marked))
     note = f" {label.text}" if label.text else ""
     bar = palette.paint("|", "gutter")
-    return [
+    return (
         f"{palette.paint(str(span.line).rjust(gutter), 'gutter')} {bar} {text}",
         f"{' ' * gutter} {bar} {before}{palette.paint(mark + note, 'error' if primary else 'gutter')}",
-    ]
+    )

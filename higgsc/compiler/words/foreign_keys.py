@@ -1,7 +1,8 @@
 """The tables behind `foreign.py`: keys of other tools, and everyday words for keys of ours.
 
 In a way out, `<int:4>` stands for what was written behind the key if it is a whole number, else for `4`; so do
-`<num:…>`, `<share:…>` (a number up to 0.5), `<path:…>`, `<word:…>`, `<names:…>` (a list of modules), and `<a|b>` for one of a few words.
+`<num:…>`, `<share:…>` (a number up to 0.5), `<path:…>`, `<word:…>`, `<names:…>` (a list of modules), and `<a|b>` for
+one of a few words.
 """
 
 from __future__ import annotations

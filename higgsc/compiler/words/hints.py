@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Mapping
 
 from higgsc.compiler.reading.source import Node, NodePath
 from higgsc.compiler.words.hint import Hint
+from higgsc.compiler.words.hints_number import as_number, as_share, one_of_several, share_of_steps
 from higgsc.compiler.words.keys import may_be_null
 from higgsc.compiler.words.spelling import typo_of
 
-_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _TEMPLATE = re.compile(r"\$\{?[A-Za-z_]|\{\{|\{%|<%")
 _YES, _NO = ("yes", "on", "y", "true", "1"), ("no", "off", "n", "false", "0")
 _QUOTES = "“”„‟‘’‚‛«»‹›＂＇`´"
@@ -62,15 +61,15 @@ def for_type(node: Node, path: NodePath, expected: list[str], tree: Node) -> Hin
         return Hint("write the name of a module, such as `q_proj`")
     if "a string" in takes and isinstance(value, bool | int | float):
         return Hint(f'put it in quotes: `"{written}"`', f'"{written}"')
+    if isinstance(value, tuple) and takes & {"a number", "a whole number"}:
+        return one_of_several(node, path)
     if isinstance(value, float) and "a whole number" in takes:
         if value.is_integer() and abs(value) < 1e15:
             return Hint(f"write `{int(value)}`", str(int(value)))
         if not set(written) & set(".eE"):
             return Hint("write a number with fewer digits")
         if path[-1:] == ("warmup_steps",) and 0 < value < 1:
-            batch = tree.at("training.global_batch.samples")
-            size = f"{batch.value} samples" if batch is not None and isinstance(batch.value, int) else "batch"
-            return Hint(f"write optimizer steps, a whole number; an epoch has one for every {size} (`global_batch`)")
+            return Hint(share_of_steps(value, written, tree))
         return Hint("write it without a fraction")
     if isinstance(value, str) and takes & {"a number", "a whole number"}:
         if _TEMPLATE.search(value):
@@ -81,7 +80,7 @@ def for_type(node: Node, path: NodePath, expected: list[str], tree: Node) -> Hin
         if unit := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(epochs?|steps?|samples?|s|sec|seconds?)", value):
             return Hint(f"write `{unit[1]}`, without the unit")
         example = "1e-4" if path[-1:] == ("learning_rate",) else "0.5"
-        return _as_number(value, whole="a number" not in takes, quoted=written[:1] in ("'", '"'), example=example)
+        return as_number(value, whole="a number" not in takes, quoted=written[:1] in ("'", '"'), example=example)
     return Hint()
 
 
@@ -158,34 +157,6 @@ _LISTS: dict[str | int, str] = {
 """What to write for a list."""
 
 
-def _as_number(value: str, *, whole: bool, quoted: bool, example: str) -> Hint:
-    """The number in a string that people take for one."""
-    text = "".join(str(unicodedata.digit(c)) if c.isdigit() and c.isdecimal() else c for c in value.strip())
-    text = re.sub("[‐‑‒–—−]", "-", text)
-    if _NUMBER.fullmatch(text):
-        if whole and not re.fullmatch(r"[-+]?[0-9]+", text):
-            return Hint("write a whole number")
-        if text == value:
-            return Hint(f"remove the quotes: `{text}`", text) if quoted else Hint()
-        return Hint(f"write `{text}` in plain digits and signs", text)
-    if re.fullmatch(r"[0-9]{1,3}([,_' \u00a0\u202f][0-9]{3})+", text) and (whole or text[0] != "0"):
-        plain = re.sub(r"[^0-9]", "", text)
-        return Hint(f"write `{plain}`, without separators", plain if whole else None)
-    if re.fullmatch(r"[0-9]+,[0-9]+", text) and not whole:
-        return Hint(f"write `{text.replace(',', '.')}`, with a point", text.replace(",", "."))
-    if not whole and (match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?%", text)):
-        return Hint(f"write a share, not per cent: `{_share(float(match[1]))}`")
-    if match := re.fullmatch(r"([0-9]+)k", text.lower()):
-        return Hint(f"write `{match[1]}000`", f"{match[1]}000")
-    if not whole and (match := re.fullmatch(r"([0-9.]+) ?[*x×·] ?10\^?(-[0-9]+)", text)):
-        return Hint(f"write `{match[1]}e{match[2]}`")
-    return Hint("write a whole number such as `100`" if whole else f"write a number such as `{example}`")
-
-
-def _share(per_cent: float) -> str:
-    return f"{per_cent / 100:g}"
-
-
 def for_bound(node: Node, path: NodePath, low: float | None, high: float | None) -> Hint:
     """For a number that is too small (`low` is the bound) or too large (`high` is)."""
     value, written = node.value, node.span.text
@@ -202,7 +173,7 @@ def for_bound(node: Node, path: NodePath, low: float | None, high: float | None)
     if str(last).endswith("seconds") and value / 1000 <= high:
         return Hint(f"it is given in seconds: `{value / 1000:g}`")
     if high <= 1 and value >= 2 and value / 100 <= high:
-        return Hint(f"it is a share, not per cent: `{_share(value)}`")
+        return Hint(f"it is a share, not per cent: `{as_share(value)}`")
     return Hint()
 
 

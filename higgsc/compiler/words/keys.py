@@ -207,10 +207,11 @@ def _nested(tree: Node, parent: NodePath, words: NodePath, node: Node) -> str:
         found, rest = tree.find((*parent, *words[:end]))
         if rest or found.place.source is not node.place.source:
             continue
+        home = dotted((*parent, *words[:end]))
         if end == len(words):
-            return f"keys are nested here: `{dotted((*parent, *words))}` is given already; change it there, or keep one"
+            return f"keys are nested here: `{home}` is given already; change it there, or keep one"
         if isinstance(found.value, Mapping):
-            return f"keys are nested here: write `{_braces(words[end:], value)}` in `{dotted((*parent, *words[:end]))}`"
+            return f"keys are nested here: move it into `{home}` as `{_braces(words[end:], value)}`"
     return f"keys are nested here: write `{_braces(words, value)}`"
 
 
