@@ -57,6 +57,19 @@ TRAINING = "training: {{steps: 100, global_batch: {{samples: 8}}, learning_rate:
             "training: {steps: 9, global_batch: samples:8, learning_rate: 1e-3}",
             "a space is missing after the colon: `samples: 8`",
         ),
+        (
+            TRAINING.format("[1e-4, 2e-4]"),
+            "a training takes one; to try each of them, write `sweep: {training",
+        ),
+        (TRAINING.format("[1e-4]"), "write `1e-4`, without the brackets"),
+        (TRAINING.format("1e-3, warmup_steps: 0.1"), "write steps, not a share: `10` is 0.1 of 100"),
+        ("lora: {targets: [lm_head]}", "take it out, and write `heads: [text]` in `lora`"),
+        ("lora: {targets: [q_proj, lm_head], heads: [text]}", "take it out: `heads` has it"),
+        ("sweep: [training.steps]", "write `sweep: {training.steps: [50, 100]}`, with the values to try"),
+        ("seed: !env SEED", "nothing is read from the environment: write the value, or take the line out and give"),
+        ("name: !!str 8", 'write `name: "8"`'),
+        ("seed: !include x.yaml", "write it out here; what several specs share goes into a file of its own"),
+        ("lora: !!map {rank: 8}", "take `!!map` out: what follows is taken as it is written"),
         ("secrets: 3", "write a list such as `[HF_TOKEN]`"),
         ("name: [a]", None),
         ("name: 'تجربة'", "write it in Latin letters, `arabic-1`"),
@@ -140,8 +153,8 @@ def test_a_safe_fix_is_right(tmp_path: Path, line: str, text: str) -> None:
         ("a: 1\n- b\n", (2, "- b"), "an entry of a list between keys", "indent it below the key"),
         ("a:\n    b: 1\n  c: 2\n", (3, "c: 2"), "indented by 2, unlike the lines above", "4 spaces or 0 spaces"),
         ("%x\na: 1\n", (1, "\n"), "found unknown directive name", "quote a value"),
-        ("a: !x b\n", (1, "!x"), "a spec has no tags such as `!x`", "needs quotes too"),
-        ("a: &b !!int 8\n", (1, "!!int"), "a spec has no tags such as `!!int`", "take it out"),
+        ("a: !x b\n", (1, "!x"), "a spec has no tags such as `!x`", 'part of the text, write `a: "!x b"`'),
+        ("a: &b !!int 8\n", (1, "!!int"), "a spec has no tags such as `!!int`", "write `a: 8`"),
         ("[a]: 1\n", (1, "[a]"), "a key must be a word, not a list", ""),
     ],
 )
@@ -153,6 +166,57 @@ def test_the_way_out_of_broken_yaml(
     assert (span.line, span.text) == place
     assert message in diagnostic.message
     assert help_ in (diagnostic.help or "")
+
+
+def test_merged_keys_are_written_out(tmp_path: Path) -> None:
+    text = with_line("lora: {<<: *d, alpha: 16}").replace("lora:", "d: &d {rank: 8, alpha: 4}\nlora:")
+    assert (only(tmp_path, text).help or "").startswith("write `rank: 8` instead, and take `d` out; ")
+
+
+@pytest.mark.parametrize(
+    "text, alias",
+    [
+        ("a: &a [*a]\n", "*a"),  # without an end
+        ("a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 80)), "*a63"),  # too deep
+        (f"a: &a [{'x, ' * 200}]\nb: &b [{'*a, ' * 60}]\nc: *b\n", "*b"),  # 2 x 60 x 201 values
+        (f"a: &a [{'x, ' * 200}]\n? &k b\n: &b {{*k : [{'*a, ' * 60}]}}\nc: {{d: [1, *b]}}\n", "*b"),
+    ],
+)
+def test_of_aliases_the_one_that_is_too_much_is_marked(tmp_path: Path, text: str, alias: str) -> None:
+    diagnostic = only(tmp_path, text)
+    assert diagnostic.message.startswith("aliases unfold the spec to more than ")
+    assert diagnostic.primary.span.text == alias
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "a.yaml").write_text("seed: 1\n")
+    rule = "paths in `extends` start at the folder of this file: there is no "
+    for path, missing in (
+        ("nowhere/b.yaml", "folder `nowhere` beside it"),
+        ("base/there/b.yaml", "folder `base/there`"),
+        ("base/quite-another.yaml", "`quite-another.yaml` in `base`, only a.yaml"),
+        ("quite-another.yaml", "`quite-another.yaml` beside it"),
+    ):
+        assert only(tmp_path, f"extends: {path}\n{VALID}").help == rule + missing
+
+
+def test_two_marks_in_one_line_show_it_once(tmp_path: Path) -> None:
+    text = render((only(tmp_path, with_line("loss: {text: 0, audio: 0}")),), "text")
+    assert text.count("loss: {text: 0, audio: 0}") == 1
+    assert [line.count("-") + line.count("^") for line in text.splitlines()[4:6]] == [1, 1]
+
+
+def test_a_file_far_from_the_project_is_named_whole(tmp_path: Path) -> None:
+    assert only(tmp_path, f"extends: /dev/null/x.yaml\n{VALID}").message == (
+        "cannot read `/dev/null/x.yaml`: no such file"
+    )
+
+
+def test_an_empty_site_is_none(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text(VALID)
+    (found,) = compile_spec(tmp_path / "spec.yaml", site="").diagnostics
+    assert (found.code, found.help) == ("HC204", "name one, or leave `--site` out")
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ def _unknown_site(name: str, folder: Path) -> Diagnostic | None:
     place = Label(Span(SourceFile(Path(SITE_OPTION), SITE_OPTION, name), 0, len(name)))
     stem = Path(name).stem
     help_ = f"write `--site {stem}`" if stem in known else did_you_mean(name, known)
+    help_ = help_ if name else "name one, or leave `--site` out"
     there = f"known: {', '.join(known)}" if known else "there is no file in `sites`"
     return Diagnostic("HC204", f"no site `{name}`", place, notes=(there,), help=help_)
 

@@ -73,6 +73,8 @@ def _file_instead(path: Path, asked_at: Span | None, root: Path | None) -> str |
     if found is None and asked_at is not None and path.parent.is_dir():
         found = next(iter(sorted(path.parent.glob(f"*/{path.name}"))), None)
     if found is None and asked_at is not None and root is not None:
+        if os.path.isabs(asked_at.text.strip("'\"")):
+            return None  # the message has it all
         return _nothing_there(path, asked_at.source.path.parent)
     if found is None:
         return None
