@@ -10,10 +10,9 @@ import click
 from higgsc.cli.compiling import compile_and_report, composition_options, headline, relative
 from higgsc.compiler.compile import Compilation
 from higgsc.contract.outcome import ExitCode
-from higgsc.contract.receipts import write_atomically
 from higgsc.emit.build import builds_of
 from higgsc.emit.emitters import emit_all
-from higgsc.emit.points import SWEEP, former_points, sweep_files
+from higgsc.emit.points import former_points, sweep_files
 from higgsc.emit.shell import quote_argv
 from higgsc.emit.write import Changes, compare, remove, write
 
@@ -52,20 +51,20 @@ def command(
 def _write(compilation: Compilation, *, force: bool) -> None:
     folder = compilation.root / compilation.folder
     beside = sweep_files(compilation)
-    if former := former_points(compilation):
-        for place in former:
-            remove(place)
-        if not beside:
-            (folder / SWEEP).unlink()
-    for build in builds_of(compilation):
+    builds = builds_of(compilation)
+    for place in former_points(compilation):
+        remove(place)
+    if beside:
+        write(folder, beside, force=force, below=[Path(build.plan.build).name for build in builds])
+    for build in builds:
         files = emit_all(build)
         changes = write(compilation.root / build.plan.build, files, force=force)
         click.echo(headline(build.plan, build.ir))
         if not beside:
             click.echo(f"wrote {len(files)} files to {relative(folder)}{_listing(changes, len(files))}")
-    for name, text in beside.items():
-        write_atomically(folder / name, text, durable=False)
-        click.echo(f"wrote {len(compilation.compiled)} points to {relative(folder)}")
+    if beside:
+        together = "" if "slurm/submit.sh" in beside else "; no job arrays: they differ in what they ask Slurm for"
+        click.echo(f"wrote {len(builds)} points to {relative(folder)}{together}")
 
 
 def _up_to_date(compilation: Compilation) -> bool:
@@ -80,11 +79,10 @@ def _up_to_date(compilation: Compilation) -> bool:
     for former in former_points(compilation):
         click.echo(f"{relative(former)}: no longer a point of the sweep; run `higgsc build`")
         fine = False
-    for name, text in sweep_files(compilation).items():
-        place = folder / name
-        if not place.is_file() or place.read_text("utf-8") != text:
-            click.echo(f"{relative(place)}: not what the spec says; run `higgsc build`")
-            fine = False
+    if beside := sweep_files(compilation):
+        changes = compare(folder, beside)
+        click.echo(_verdict(relative(folder), changes))
+        fine = fine and not changes
     return fine
 
 

@@ -35,6 +35,8 @@ class Compilation:
     root: Path
     """The project root, absolute."""
     diagnostics: tuple[Diagnostic, ...]
+    name: str = ""
+    """Of the spec; the points of a sweep have names of their own."""
     sources: tuple[SourceFile, ...] = ()
     overrides: tuple[str, ...] = ()
     """What the command line set, `--site` included."""
@@ -66,11 +68,8 @@ def compile_spec(
     sources = composed.sources
     points = expand(composed.tree, sink)
     name = composed.tree.get("name")
-    folder = (
-        f"generated/{name.value}"
-        if build is None and name is not None and isinstance(name.value, str)
-        else _relative(build or spec.parent, root)
-    )
+    title = name.value if name is not None and isinstance(name.value, str) else ""
+    folder = f"generated/{title}" if build is None and title else _relative(build or spec.parent, root)
     compiled: list[Compiled] = []
     for point in points:
         made = _compile_point(point, sources[0].name, folder, sink)
@@ -82,6 +81,7 @@ def compile_spec(
     return Compilation(
         root=root,
         diagnostics=sink.diagnostics,
+        name=title,
         sources=sources,
         overrides=(*overrides, *([f"site={site}"] if site is not None else [])),
         compiled=tuple(compiled),

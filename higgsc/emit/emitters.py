@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 
 from higgsc.emit.build import LOCK, Build
@@ -24,12 +24,12 @@ def emit_all(build: Build) -> dict[str, str]:
     files: dict[str, str] = {}
     for emitter in EMITTERS:
         files.update(emitter(build))
-    return {**files, LOCK: _lock(build, files)}
+    return {**files, LOCK: lock(build, files)}
 
 
-def _lock(build: Build, files: dict[str, str]) -> str:
+def lock(build: Build, files: Mapping[str, str]) -> str:
     """sha256 of everything that the build read and wrote."""
-    lock = {
+    content = {
         "schema": "higgsc.lock/v1",
         "compiler": build.plan.compiler,
         "spec": build.plan.spec,
@@ -37,7 +37,7 @@ def _lock(build: Build, files: dict[str, str]) -> str:
         "inputs": {source.name: _digest(source.text) for source in sorted(build.sources, key=lambda s: s.name)},
         "outputs": {path: _digest(text) for path, text in sorted(files.items())},
     }
-    return json.dumps(lock, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _digest(text: str) -> str:

@@ -1,4 +1,5 @@
-"""The folders of a sweep: `sweep.json` names the points, so that those of an earlier sweep can be told apart."""
+"""The folder of a sweep: `sweep.json` names the points, so that those of an earlier sweep can be told apart, and
+`slurm/` submits them together."""
 
 from __future__ import annotations
 
@@ -7,19 +8,28 @@ from pathlib import Path
 
 from higgsc.compiler.compile import Compilation
 from higgsc.contract.outcome import StepError
+from higgsc.emit.arrays import arrays
+from higgsc.emit.build import LOCK, builds_of
+from higgsc.emit.emitters import lock
 
 SWEEP = "sweep.json"
 
 
 def sweep_files(compilation: Compilation) -> dict[str, str]:
-    """What lies beside the points of a sweep, a table of them for programs; nothing for a spec without one."""
+    """What lies beside the points of a sweep, the lock last, by path below its folder; nothing for a spec without."""
     if len(compilation.compiled) < 2:
         return {}
     points = [
         {"name": made.plan.name, "build": made.plan.build, "run": made.plan.run, "values": dict(made.values)}
         for made in compilation.compiled
     ]
-    return {SWEEP: json.dumps({"schema": "higgsc.sweep/v1", "points": points}, indent=2, ensure_ascii=False) + "\n"}
+    table = {"schema": "higgsc.sweep/v1", "points": points}
+    builds = builds_of(compilation)
+    files = {
+        SWEEP: json.dumps(table, indent=2, ensure_ascii=False) + "\n",
+        **arrays(compilation.name, compilation.folder, builds),
+    }
+    return {**files, LOCK: lock(builds[0], files)}
 
 
 def former_points(compilation: Compilation) -> tuple[Path, ...]:

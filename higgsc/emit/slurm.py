@@ -20,9 +20,11 @@ def slurm(build: Build) -> dict[str, str]:
     files["slurm/submit.sh"] = render(
         "slurm/submit.sh.j2",
         plan=plan,
+        name=plan.name,
         root=build.root_from("slurm"),
         logs=f"{plan.run}/logs",
-        jobs=_jobs(plan),
+        runs=[plan.run],
+        jobs=jobs_of(plan, "afterok"),
         scripts={name: f"{plan.build}/{path}" for name, path in scripts.items()},
     )
     return files
@@ -40,22 +42,26 @@ def _script(plan: Plan, step: Step, path: str) -> str:
         step=step,
         site=plan.site,
         path=path,
-        directives=_directives(plan, step),
+        directives=directives(plan, step, plan.name, f"{plan.run}/logs/{step.name}-%j.log"),
         variables=variables,
         command=_command(plan, step, [*variables, *plan.secrets]),
         requeues=plan.site.max_requeues if plan.site.chain == 1 else 0,
     )
 
 
-def _jobs(plan: Plan) -> list[tuple[str, Step, tuple[str, ...], str]]:
+def jobs_of(plan: Plan, success: str) -> list[tuple[str, Step, tuple[str, ...], str]]:
     """What `submit.sh` submits: a shell variable for the job, its step, the variables of jobs it waits for, and how.
 
     A chain is the same script several times, each waiting for the end of the one before, whatever it was.
+
+    Args:
+        plan: The plan.
+        success: Slurm's word for a dependency on the success of another step.
     """
     jobs = []
     last: dict[str, str] = {}
     for step in plan.steps:
-        needs, how = tuple(last[need] for need in step.needs), "afterok"
+        needs, how = tuple(last[need] for need in step.needs), success
         for link in range(plan.site.chain if step.interruptible else 1):
             variable = step.name if link == 0 else f"{step.name}_{link + 1}"
             jobs.append((variable, step, needs, how))
@@ -64,12 +70,19 @@ def _jobs(plan: Plan) -> list[tuple[str, Step, tuple[str, ...], str]]:
     return jobs
 
 
-def _directives(plan: Plan, step: Step) -> list[tuple[str, str | None]]:
-    """`#SBATCH` options: one homogeneous allocation, one task a node or, if srun is the launcher, one a process."""
+def directives(plan: Plan, step: Step, name: str, log: str) -> list[tuple[str, str | None]]:
+    """`#SBATCH` options: one homogeneous allocation, one task a node or, if srun is the launcher, one a process.
+
+    Args:
+        plan: The plan.
+        step: The step.
+        name: First part of the job's name.
+        log: Where its output goes; the last part may hold Slurm's patterns.
+    """
     site, resources = plan.site, step.resources
     tasks = resources.processes_per_node if site.launcher == "srun" else 1
     options: list[tuple[str, str | None]] = [
-        ("job-name", f"{plan.name}-{step.name}"),
+        ("job-name", f"{name}-{step.name}"),
         ("nodes", str(resources.nodes)),
         ("ntasks-per-node", str(tasks)),
     ]
@@ -92,8 +105,9 @@ def _directives(plan: Plan, step: Step) -> list[tuple[str, str | None]]:
         options += [("mail-user", site.mail), ("mail-type", "END,FAIL,REQUEUE" if last else "FAIL,REQUEUE")]
     if step.interruptible:
         options.append(("signal", f"B:USR1@{site.signal_lead}"))
-    log = f"{plan.run}/logs/{step.name}".replace("%", "%%")  # Slurm has patterns of its own in file names
-    return [*options, ("requeue", None), ("output", f"{log}-%j.log"), ("open-mode", "append"), ("export", PASSED_ON)]
+    folder, _, file = log.rpartition("/")
+    log = f"{folder.replace('%', '%%')}/{file}"  # Slurm has patterns of its own in file names
+    return [*options, ("requeue", None), ("output", log), ("open-mode", "append"), ("export", PASSED_ON)]
 
 
 def _slurm_time(limit: str) -> str:

@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -59,13 +59,14 @@ def compare(folder: Path, files: Mapping[str, str]) -> Changes:
     return Changes(new=tuple(new), outdated=tuple(outdated), edited=tuple(edited), stale=stale)
 
 
-def write(folder: Path, files: Mapping[str, str], *, force: bool = False) -> Changes:
+def write(folder: Path, files: Mapping[str, str], *, force: bool = False, below: Collection[str] = ()) -> Changes:
     """Write the build, each file by rename, the lock last.
 
     Args:
         folder: Of the build.
         files: Text by path below the folder.
         force: Whether to overwrite what was edited by hand.
+        below: Folders in it that are builds of their own: the points of a sweep.
 
     Raises:
         StepError: The folder holds something else (2), or another spec's build (1, but for `force`), or files were
@@ -73,7 +74,7 @@ def write(folder: Path, files: Mapping[str, str], *, force: bool = False) -> Cha
     """
     if not folder.exists():
         return _write_new(folder, files)
-    _refuse_what_is_not_ours(folder, files, force=force)
+    _refuse_what_is_not_ours(folder, {*(path.split("/")[0] for path in files), *below}, files[LOCK], force=force)
     changes = compare(folder, files)
     if changes.edited and not force:
         raise StepError(
@@ -111,13 +112,13 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _refuse_what_is_not_ours(folder: Path, files: Mapping[str, str], *, force: bool) -> None:
+def _refuse_what_is_not_ours(folder: Path, ours: Collection[str], text: str, *, force: bool) -> None:
     """A build goes into an empty folder, or into one of an earlier build of the same spec."""
     if not folder.is_dir():
         raise StepError("is no folder", code=ExitCode.USAGE, path=folder)
     lock = folder / LOCK
     if not lock.is_file():
-        strange = next((p for p in sorted(folder.iterdir()) if not any(f.split("/")[0] == p.name for f in files)), None)
+        strange = next((path for path in sorted(folder.iterdir()) if path.name not in ours), None)
         if strange is not None:
             raise StepError(
                 f"holds {strange.name} and no {LOCK}, so it is not the folder of a build",
@@ -126,10 +127,10 @@ def _refuse_what_is_not_ours(folder: Path, files: Mapping[str, str], *, force: b
                 help="name an empty folder, or one that is not there yet",
             )
         return
-    other, ours = _read_lock(lock).get("spec"), json.loads(files[LOCK])["spec"]
-    if other != ours and not force:
+    other, spec = _read_lock(lock).get("spec"), json.loads(text)["spec"]
+    if other != spec and not force:
         raise StepError(
-            f"was built from {other}, not from {ours}",
+            f"was built from {other}, not from {spec}",
             code=ExitCode.DIAGNOSTICS,
             path=folder,
             help="give one of the two specs another `name`, or build with --force to replace that build",

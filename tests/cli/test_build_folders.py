@@ -88,6 +88,42 @@ def test_a_spec_that_is_no_sweep_any_more(project: Path) -> None:
     assert (project / "generated/sweep/higgsc.lock").is_file()
 
 
+def test_a_spec_that_has_become_a_sweep_leaves_nothing_of_the_one_build(project: Path) -> None:
+    spec = project / "specs" / "sweep.yaml"
+    text = spec.read_text()
+    spec.write_text(text[: text.index("sweep:\n")])
+    assert higgsc("build", "specs/sweep.yaml", cwd=project).returncode == 0
+    folder = project / "generated" / "sweep"
+    assert (folder / "plan.json").is_file()
+    spec.write_text(text)
+    result = higgsc("build", "specs/sweep.yaml", cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert not (folder / "plan.json").exists()
+    assert "#SBATCH --array=0-3\n" in (folder / "slurm/train.sbatch").read_text()
+    assert higgsc("build", "--check", "specs/sweep.yaml", cwd=project).returncode == 0
+
+
+def test_the_arrays_of_a_sweep_are_checked_and_kept_from_being_overwritten(project: Path) -> None:
+    higgsc("build", "specs/sweep.yaml", cwd=project)
+    script = project / "generated/sweep/slurm/train.sbatch"
+    script.write_text(script.read_text().replace("--array=0-3", "--array=0-1"))
+    check = higgsc("build", "--check", "specs/sweep.yaml", cwd=project)
+    assert check.returncode == 1
+    assert "edited by hand: slurm/train.sbatch" in check.stdout
+    refused = higgsc("build", "specs/sweep.yaml", cwd=project)
+    assert refused.returncode == 1
+    assert "-#SBATCH --array=0-3" in refused.stderr
+    assert higgsc("build", "specs/sweep.yaml", "--force", cwd=project).returncode == 0
+    assert "#SBATCH --array=0-3\n" in script.read_text()
+
+
+def test_a_sweep_of_different_machines_says_why_it_has_no_arrays(project: Path) -> None:
+    result = higgsc("build", "specs/arabic.yaml", "--set", "sweep={hardware: [8xH200, 4xH200]}", cwd=project)
+    assert result.returncode == 0, result.stderr
+    assert "no job arrays: they differ in what they ask Slurm for" in result.stdout
+    assert not (project / "generated/arabic/slurm").exists()
+
+
 def test_the_next_command_repeats_the_options(project: Path) -> None:
     result = higgsc("build", "specs/arabic.yaml", "--set", "lora.rank=16", cwd=project)
     assert result.stdout.splitlines()[-1] == "next: higgsc submit specs/arabic.yaml --set lora.rank=16"

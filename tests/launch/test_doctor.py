@@ -61,7 +61,7 @@ def test_a_site_that_fits_has_no_findings() -> None:
         ({"account": "nope"}, (), {"accounts": ("ours",)}, "error", "site.account", "no account `nope`", "yours: ours"),
         ({"account": "ours"}, (), {}, "note", "site.account", "cannot be checked", "refused"),
         ({"qos": "hihg"}, (), {"qos": ("high", "low")}, "error", "site.qos", "no qos `hihg`", "`high`"),
-        ({}, (), {"tasks": 1001}, "error", "sweep", "1000 tasks at most", "split"),
+        ({}, (), {"tasks": 1002}, "error", "sweep", "1001 tasks at most", "split"),
         ({}, (), {"config": {**CONFIG, "JobRequeue": "0"}}, "note", None, "JobRequeue is 0", "--requeue"),
         ({}, (), {"config": {**CONFIG, "KillWait": "10 sec"}}, "note", None, "KillWait is 10 s", "higgsc cancel"),
         ({}, (), {"config": {**CONFIG, "PreemptType": "preempt/qos"}}, "warning", None, "no warning signal",

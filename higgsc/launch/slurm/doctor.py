@@ -178,8 +178,8 @@ def _accounting(site: Mapping[str, Any], cluster: ClusterFacts) -> Iterator[Find
 def _settings(cluster: ClusterFacts, tasks: int) -> Iterator[Finding]:
     config = cluster.config
     size = config.get("MaxArraySize", "")
-    if size.isdecimal() and tasks >= int(size):
-        message = f"the sweep has {tasks} points; an array has {int(size) - 1} tasks at most here (MaxArraySize {size})"
+    if size.isdecimal() and tasks > int(size):  # the first index is 0
+        message = f"the sweep has {tasks} points; an array has {size} tasks at most here (MaxArraySize)"
         yield Finding(severity="error", path="sweep", message=message, help="split the sweep into several specs")
     if config.get("JobRequeue") == "0":
         message = "JobRequeue is 0: jobs are requeued after a node failure only because our scripts ask for it"

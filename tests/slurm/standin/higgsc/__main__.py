@@ -1,8 +1,8 @@
 """A step that honours the contract and does nothing else: counts, saves what it has counted, stops when asked to.
 
 `behaviour.json` in the project root says how: `steps` to count, `seconds` for each, `save_every`, `exit` with a code,
-`forgets` what it has counted when stopped, `timeout` for a real collective of all ranks in each step. The first rank
-counts; the others wait for it.
+`forgets` what it has counted when stopped, `timeout` for a real collective of all ranks in each step; by step, and for
+one point of a sweep by the name of its run's folder and step. The first rank counts; the others wait for it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ assert sys.argv[1] == "run-step"
 job = load_job(Path(sys.argv[2]))
 context = StepContext.of(Path(sys.argv[2]), job)
 run = context.path(job.run)
-behaviour = json.loads((context.root / "behaviour.json").read_text()).get(job.step, {})
+behaviours = json.loads((context.root / "behaviour.json").read_text())
+behaviour = {**behaviours.get(job.step, {}), **behaviours.get(run.name, {}).get(job.step, {})}
 attempt = f"{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
 (run / "pids").mkdir(parents=True, exist_ok=True)
 (run / "pids" / f"{job.step}-{context.rank}").write_text(f"{os.uname().nodename} {os.getpid()}")
