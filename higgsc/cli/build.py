@@ -63,8 +63,13 @@ def _write(compilation: Compilation, *, force: bool) -> None:
         if not beside:
             click.echo(f"wrote {len(files)} files to {relative(folder)}{_listing(changes, len(files))}")
     if beside:
-        together = "" if "slurm/submit.sh" in beside else "; no job arrays: they differ in what they ask Slurm for"
-        click.echo(f"wrote {len(builds)} points to {relative(folder)}{together}")
+        click.echo(f"wrote {len(builds)} points to {relative(folder)}")
+        arrays = "slurm/submit.sh" in beside
+        click.echo(
+            f"as job arrays: {relative(folder / 'slurm/submit.sh')}"
+            if arrays
+            else "no job arrays: the points differ in their steps, or in what these ask Slurm for"
+        )
 
 
 def _up_to_date(compilation: Compilation) -> bool:

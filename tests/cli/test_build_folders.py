@@ -58,7 +58,7 @@ def test_points_that_a_sweep_no_longer_has_are_removed_unless_edited(project: Pa
     spec = project / "specs" / "sweep.yaml"
     higgsc("build", "specs/sweep.yaml", cwd=project)
     folder = project / "generated" / "sweep"
-    before = {path.name for path in folder.iterdir() if path.is_dir()}
+    before = {path.parent.name for path in folder.glob("*/plan.json")}
     spec.write_text(spec.read_text().replace("2e-4]", "3e-4]"))
     check = higgsc("build", "--check", "specs/sweep.yaml", cwd=project)
     assert check.returncode == 1
@@ -72,7 +72,7 @@ def test_points_that_a_sweep_no_longer_has_are_removed_unless_edited(project: Pa
     assert edited.read_text() == "mine"
     edited.write_text(original)
     assert higgsc("build", "specs/sweep.yaml", cwd=project).returncode == 0
-    after = {path.name for path in folder.iterdir() if path.is_dir()}
+    after = {path.parent.name for path in folder.glob("*/plan.json")}
     assert len(after) == len(before) == 4
     assert not any("2e-4" in name for name in after)
 
@@ -100,6 +100,7 @@ def test_a_spec_that_has_become_a_sweep_leaves_nothing_of_the_one_build(project:
     assert result.returncode == 0, result.stderr
     assert not (folder / "plan.json").exists()
     assert "#SBATCH --array=0-3\n" in (folder / "slurm/train.sbatch").read_text()
+    assert "as job arrays: generated/sweep/slurm/submit.sh" in result.stdout
     assert higgsc("build", "--check", "specs/sweep.yaml", cwd=project).returncode == 0
 
 
@@ -120,7 +121,7 @@ def test_the_arrays_of_a_sweep_are_checked_and_kept_from_being_overwritten(proje
 def test_a_sweep_of_different_machines_says_why_it_has_no_arrays(project: Path) -> None:
     result = higgsc("build", "specs/arabic.yaml", "--set", "sweep={hardware: [8xH200, 4xH200]}", cwd=project)
     assert result.returncode == 0, result.stderr
-    assert "no job arrays: they differ in what they ask Slurm for" in result.stdout
+    assert "no job arrays: the points differ in their steps, or in what these ask Slurm for" in result.stdout
     assert not (project / "generated/arabic/slurm").exists()
 
 

@@ -153,3 +153,18 @@ def test_a_point_that_fails_or_is_cancelled_takes_only_its_own_steps_along(sweep
     assert sweep.tasks(jobs["train"]) == {"0": "COMPLETED", "1": "FAILED", "2": "CANCELLED"}
     assert sweep.tasks(jobs["merge"]) == {"0": "COMPLETED", "1": "CANCELLED", "2": "CANCELLED"}
     until(lambda: cancelled.state()[0] == "interrupted", timeout=10)
+
+
+def test_a_chain_of_arrays_goes_on_where_each_task_stopped(sweep: Sweep) -> None:
+    counting = {"train": {"steps": 30, "seconds": 0.1}, POINTS[1]: {"train": {"steps": 3}}}
+    sweep.write({"launcher": "srun", "chain": 2}, SWEEP.replace("2x2xCPU", "1xCPU"), counting)
+    jobs = sweep.submit()
+    stopped, _, running = sweep.points
+    until(lambda: len(stopped.steps()) > 3 and len(running.steps()) > 3)
+    links = sweep.cluster.run("squeue", "-h", "-t", "all", "-n", "t-train", "-o", "%F").split()
+    earlier = str(min(int(link) for link in links if int(link) > int(jobs["prepare"])))
+    sweep.cluster.run("scancel", "--signal=USR1", "--batch", f"{earlier}_0")
+    for index, steps in enumerate((30, 3, 30)):
+        sweep.cluster.wait(f"{jobs['evaluate']}_{index}", "COMPLETED")
+        assert sweep.points[index].steps() == list(range(1, steps + 1))
+    assert sweep.tasks(earlier) == {"0": "FAILED", "1": "COMPLETED", "2": "COMPLETED"}
