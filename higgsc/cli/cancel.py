@@ -27,17 +27,21 @@ CANCELLATION_SCHEMA = "higgsc.cancellation/v1"
 def command(name: Path, wait: float, as_json: bool) -> None:
     """End a run: waiting steps at once, the running one after it has saved a checkpoint.
 
-    Submitting again takes the run up where it was."""
-    documents = []
+    Of a sweep, all points at once. Submitting again takes a run up where it was."""
+    runs, names = [], []
     for target in asked_about(name):
         journal = read_journal(target.run)
-        rows: list[Cancelled] = []
+        names.append((target.plan.name, str(target.run)))
         if journal is not None:
-            scheduler = scheduler_named(journal.scheduler)
-            rows = cancel(target, scheduler, wait=wait, say=lambda text: click.echo(text, err=True))
-        documents.append({"name": target.plan.name, "run": str(target.run), "jobs": [asdict(row) for row in rows]})
-        if not as_json:
-            _show(target.plan.name, rows)
+            runs.append((target, scheduler_named(journal.scheduler)))
+    ended = cancel(runs, wait=wait, say=lambda text: click.echo(text, err=True))
+    rows_of = {str(target.run): rows for (target, _), rows in zip(runs, ended, strict=True)}
+    documents = [
+        {"name": title, "run": run, "jobs": [asdict(row) for row in rows_of.get(run, [])]} for title, run in names
+    ]
+    if not as_json:
+        for title, run in names:
+            _show(title, rows_of.get(run, []))
     if as_json:
         click.echo(json.dumps({"schema": CANCELLATION_SCHEMA, "runs": documents}, indent=2, ensure_ascii=False))
 

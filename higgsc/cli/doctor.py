@@ -13,12 +13,16 @@ import click
 
 from higgsc.cli.compiling import compile_and_report, composition_options
 from higgsc.cli.words import count
+from higgsc.compiler.compile import Compilation
 from higgsc.compiler.composition.site import load_site
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.reading.source import Node
 from higgsc.compiler.render.text import render_text
 from higgsc.contract.outcome import ExitCode
+from higgsc.emit.arrays import arrays
+from higgsc.emit.build import builds_of
 from higgsc.launch.built import BuiltResources
+from higgsc.launch.secrets import exposed, way_out
 from higgsc.launch.slurm.doctor import Finding, examine
 from higgsc.launch.slurm.facts import ClusterFacts, ask_cluster
 
@@ -34,9 +38,9 @@ def command(spec: Path | None, as_json: bool, site: str | None, overrides: tuple
     """Compare a site with the cluster that this machine belongs to, and say what to do about the differences.
 
     With SPEC, its site and what its steps ask for; without, the site of --site alone."""
-    values, resources, points, tree = _wanted(spec, site, overrides)
+    values, resources, points, secrets, tree = _wanted(spec, site, overrides)
     cluster = ask_cluster()
-    findings = examine(values, resources, cluster, tasks=points)
+    findings = [*examine(values, resources, cluster, tasks=points), *_exposed(secrets)]
     if as_json:
         click.echo(json.dumps(_document(findings, cluster, tree), indent=2, ensure_ascii=False))
     else:
@@ -47,8 +51,9 @@ def command(spec: Path | None, as_json: bool, site: str | None, overrides: tuple
 
 def _wanted(
     spec: Path | None, site: str | None, overrides: tuple[str, ...]
-) -> tuple[dict[str, Any], list[BuiltResources], int, Node]:
-    """The site's values, what the steps ask for, the number of points, and the tree that knows the places."""
+) -> tuple[dict[str, Any], list[BuiltResources], int, tuple[str, ...], Node]:
+    """The site's values, what the steps ask for, the number of points, the names of secrets, and the tree that knows
+    the places."""
     if spec is not None:
         compilation = compile_and_report(spec, site=site, overrides=overrides)
         if not compilation.compiled:
@@ -56,7 +61,7 @@ def _wanted(
         steps = [step for made in compilation.compiled for step in made.plan.steps]
         resources = [BuiltResources(**asdict(step.resources)) for step in steps]
         made = compilation.compiled[0]
-        return made.ir.spec.site.model_dump(), resources, len(compilation.compiled), made.ir.tree
+        return made.ir.spec.site.model_dump(), resources, _tasks(compilation), made.plan.secrets, made.ir.tree
     if site is None or overrides:
         raise click.UsageError("name a spec, or a site with --site (and nothing else)")
     sink, folder = Sink(), Path("specs/sites") if Path("specs/sites").is_dir() else Path("sites")
@@ -65,7 +70,26 @@ def _wanted(
         click.echo(render_text(sink.diagnostics, cwd=Path.cwd(), colour=_colour()), err=True)
         sys.exit(ExitCode.DIAGNOSTICS)
     found, composed = loaded
-    return found.model_dump(), [], 1, composed.tree
+    return found.model_dump(), [], 1, (), composed.tree
+
+
+def _tasks(compilation: Compilation) -> int:
+    """How many tasks the arrays of a sweep have; 1 where there are none."""
+    builds = builds_of(compilation)
+    return len(builds) if len(builds) > 1 and arrays(compilation.name, compilation.folder, builds) else 1
+
+
+def _exposed(secrets: tuple[str, ...]) -> list[Finding]:
+    """Files with secrets that others can read: the jobs refuse them."""
+    return [
+        Finding(
+            severity="error",
+            path="secrets",
+            message=f"others can read or change {file}, which holds a secret",
+            help=way_out([file]),
+        )
+        for file in exposed(secrets)
+    ]
 
 
 def _label(finding: Finding, tree: Node) -> Label | None:

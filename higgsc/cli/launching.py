@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from higgsc.cli.compiling import compile_and_report, headline, refuse_without_data
-from higgsc.compiler.compile import compile_spec
+from higgsc.compiler.compile import Compilation, compile_spec
 from higgsc.compiler.ir import Ir
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.emit.build import LOCK, Build, builds_of
 from higgsc.emit.emitters import emit_all
-from higgsc.emit.write import write
+from higgsc.emit.points import former_points, sweep_files
+from higgsc.emit.write import remove, write
 from higgsc.launch.built import Target, open_build
 from higgsc.launch.journal import read_journal
 from higgsc.launch.locate import builds_below, is_build, of_run, targets
-from higgsc.launch.submit import refuse_to_rebuild
+from higgsc.launch.submit import refuse_to_rebuild, refuse_to_remove
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,19 +58,34 @@ def launches(
         sys.exit(ExitCode.DIAGNOSTICS)
     if data_here:
         refuse_without_data(compilation)
-    made = []
-    for build in builds_of(compilation):
-        target = _written(build, compilation.root, force=force)
-        made.append(Launch(target=target, headline=headline(build.plan, build.ir), ir=build.ir))
-    return made
+    builds = builds_of(compilation)
+    _write(compilation, builds, force=force)
+    return [
+        Launch(
+            target=open_build(compilation.root / build.plan.build),
+            headline=headline(build.plan, build.ir),
+            ir=build.ir,
+        )
+        for build in builds
+    ]
 
 
-def _written(build: Build, root: Path, *, force: bool) -> Target:
-    files = emit_all(build)
-    if read_journal(root / build.plan.run) is not None:
-        refuse_to_rebuild(files[LOCK], of_run(root / build.plan.run))
-    write(root / build.plan.build, files, force=force)
-    return open_build(root / build.plan.build)
+def _write(compilation: Compilation, builds: Sequence[Build], *, force: bool) -> None:
+    """Write the builds, unless jobs are at work with what they would replace."""
+    root = compilation.root
+    emitted = [(build.plan, emit_all(build)) for build in builds]
+    for plan, files in emitted:
+        if read_journal(root / plan.run) is not None:
+            refuse_to_rebuild(files[LOCK], of_run(root / plan.run))
+    former = former_points(compilation)
+    for place in former:
+        refuse_to_remove(open_build(place))
+    for place in former:
+        remove(place)
+    if beside := sweep_files(compilation):
+        write(root / compilation.folder, beside, force=force, below=[Path(plan.build).name for plan, _ in emitted])
+    for plan, files in emitted:
+        write(root / plan.build, files, force=force)
 
 
 def asked_about(name: Path | None) -> list[Target]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -29,7 +30,7 @@ SECONDS_OF_SILENCE = 300.0
 def command(name: Path | None, as_json: bool, retry_for: float) -> None:
     """Show the steps of a run: what waits and why, how far the running one is, what is done.
 
-    Without an argument: all runs below runs/."""
+    Of a sweep: a line for each point, with the step that it is at. Without an argument: all runs below runs/."""
     found = [_look(target, retry_for) for target in asked_about(name)]
     if as_json:
         document = {"schema": STATUSES_SCHEMA, "runs": [status.document() for status in found]}
@@ -37,6 +38,9 @@ def command(name: Path | None, as_json: bool, retry_for: float) -> None:
         return
     if not found:
         click.echo("no runs below runs/; start one with `higgsc submit` or `higgsc run`")
+    if name is not None and len(found) > 1:
+        click.echo("\n".join(_overview(name.stem, found)))
+        return
     click.echo("\n".join(line for status in found for line in _lines(status)))
 
 
@@ -53,6 +57,24 @@ def _lines(status: RunStatus) -> list[str]:
         head.append("cancelled")
     rows = [(step.step, step.state, step.job or "", _time(step), _about(step)) for step in status.steps]
     return ["  ".join(head), *table(rows)]
+
+
+def _overview(name: str, points: list[RunStatus]) -> list[str]:
+    """A sweep: how many points are where, and each with the step that counts."""
+    steps = [_at(point) for point in points]
+    counts = Counter("cancelled" if point.cancelled else step.state for point, step in zip(points, steps, strict=True))
+    rows = [
+        (point.name, step.step, step.state, step.job or "", _time(step), _about(step))
+        for point, step in zip(points, steps, strict=True)
+    ]
+    return [f"{name}  {len(points)} points: {', '.join(f'{n} {state}' for state, n in counts.items())}", *table(rows)]
+
+
+def _at(point: RunStatus) -> StepStatus:
+    """The step that says where a run is: the one at work; else the first that is not done; the last when all are."""
+    running = (step for step in point.steps if step.state == "running")
+    left = (step for step in point.steps if step.state != "done")
+    return next(running, None) or next(left, None) or point.steps[-1]
 
 
 def _time(step: StepStatus) -> str:

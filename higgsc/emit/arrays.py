@@ -29,7 +29,7 @@ def arrays(name: str, folder: str, builds: Sequence[Build]) -> dict[str, str]:
     first = plans[0]
     if any(_shape(plan) != _shape(first) for plan in plans[1:]):
         return {}
-    logs = f"{posixpath.dirname(first.run)}/{name}/logs"
+    logs = logs_of(name, first)
     scripts = {step.name: f"slurm/{step.name}.sbatch" for step in first.steps}
     files = {
         path: render(
@@ -54,6 +54,11 @@ def arrays(name: str, folder: str, builds: Sequence[Build]) -> dict[str, str]:
         scripts={step: f"{folder}/{path}" for step, path in scripts.items()},
     )
     return files
+
+
+def logs_of(name: str, plan: Plan) -> str:
+    """Where the arrays of a sweep write, beside the runs of its points; relative to the project root."""
+    return posixpath.join(posixpath.dirname(plan.run), name, "logs")
 
 
 def _directives(name: str, logs: str, plan: Plan, step: Step, tasks: int) -> list[tuple[str, str | None]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from higgsc.compiler.compile import Compilation
 from higgsc.contract.outcome import StepError
-from higgsc.emit.arrays import arrays
+from higgsc.emit.arrays import arrays, logs_of
 from higgsc.emit.build import LOCK, builds_of
 from higgsc.emit.emitters import lock
 
@@ -23,12 +23,11 @@ def sweep_files(compilation: Compilation) -> dict[str, str]:
         {"name": made.plan.name, "build": made.plan.build, "run": made.plan.run, "values": dict(made.values)}
         for made in compilation.compiled
     ]
-    table = {"schema": "higgsc.sweep/v1", "points": points}
     builds = builds_of(compilation)
-    files = {
-        SWEEP: json.dumps(table, indent=2, ensure_ascii=False) + "\n",
-        **arrays(compilation.name, compilation.folder, builds),
-    }
+    scripts = arrays(compilation.name, compilation.folder, builds)
+    logs = logs_of(compilation.name, builds[0].plan) if scripts else None
+    table = {"schema": "higgsc.sweep/v1", "logs": logs, "points": points}
+    files = {SWEEP: json.dumps(table, indent=2, ensure_ascii=False) + "\n", **scripts}
     return {**files, LOCK: lock(builds[0], files)}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.launch.built import Target, open_build
 from higgsc.launch.journal import JOURNAL, read_journal
+from higgsc.launch.sweep import SWEEP, points_of
 
 
 def of_run(run: Path) -> Target:
@@ -23,14 +24,18 @@ def of_run(run: Path) -> Target:
 
 def is_build(path: Path) -> bool:
     """Whether a folder is a build, or a sweep of builds."""
-    return (path / "plan.json").is_file() or (path / "sweep.json").is_file()
+    return (path / "plan.json").is_file() or (path / SWEEP).is_file()
 
 
 def builds_below(folder: Path) -> list[Path]:
-    """The builds in a folder: itself, or the points of a sweep."""
+    """The builds in a folder: itself, or the points of a sweep.
+
+    Raises:
+        StepError: The list of a sweep's points cannot be read.
+    """
     if (folder / "plan.json").is_file():
         return [folder]
-    return sorted(plan.parent for plan in folder.glob("*/plan.json"))
+    return points_of(folder)
 
 
 def runs_below(folder: Path) -> list[Path]:

@@ -37,6 +37,21 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """A draft, and which of its submissions the scheduler turns out to have already."""
+
+    draft: Draft
+    adopted: Mapping[str, str]
+    """Job ids, by step, of those that it has."""
+    left: tuple[Submission, ...]
+
+    @property
+    def jobs(self) -> dict[str, str]:
+        """Job ids, by step, of what is in the scheduler's hands."""
+        return {**self.draft.at_work, **self.adopted}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
     """What would be done."""
 
@@ -61,29 +76,55 @@ def submit(target: Target, scheduler: Scheduler) -> list[Row]:
     with held(run, "submit"):
         draft = drafted(target, scheduler)
         found = scheduler.find(target, [s.key for s in draft.submissions]) if draft.submissions else {}
-        left = [s for s in draft.submissions if s.key not in found]
-        adopted = {s.step.name: found[s.key] for s in draft.submissions if s.key in found}
-        journal, jobs = draft.journal, {**draft.at_work, **adopted}
-        if left:
-            scheduler.check(target, left)
-            scheduler.cancel(target, draft.superseded)
-            start_afresh(run)
-        for submission in draft.submissions:
-            attempt = journal.steps[submission.step.name].attempt + (
-                journal.steps[submission.step.name].job is not None
-            )
-            entry = JournalStep(state="submitting", attempt=max(1, attempt), key=submission.key, submitted=now())
-            journal.steps[submission.step.name] = entry
-        for name, job in adopted.items():
-            journal.steps[name] = journal.steps[name].model_copy(update={"state": "submitted", "job": job})
-        for name in draft.skipped:
-            changes = {"state": "skipped", "reason": "done before, nothing changed"}
-            journal.steps[name] = journal.steps[name].model_copy(update=changes)
-        journal.save(run)
-        for name, job in scheduler.submit(target, left, jobs):
+        opening = opened(draft, found)
+        if opening.left:
+            scheduler.check(target, opening.left)
+        announce(target, opening, scheduler)
+        jobs = opening.jobs
+        for name, job in scheduler.submit(target, opening.left, jobs):
             jobs[name] = job
-            journal.record(run, name, state="submitted", job=job)
-    return [_row(step, draft, adopted, jobs) for step in target.plan.steps]
+            draft.journal.record(run, name, state="submitted", job=job)
+    return rows_of(target, opening, jobs)
+
+
+def opened(draft: Draft, found: Mapping[str, str]) -> Opening:
+    """What is left of a draft.
+
+    Args:
+        draft: The draft.
+        found: Job ids by key, as from `Scheduler.find`.
+    """
+    return Opening(
+        draft=draft,
+        adopted={s.step.name: found[s.key] for s in draft.submissions if s.key in found},
+        left=tuple(s for s in draft.submissions if s.key not in found),
+    )
+
+
+def announce(target: Target, opening: Opening, scheduler: Scheduler, *, keys: Mapping[str, str] | None = None) -> None:
+    """Make room for what is about to be handed over, and note it in the journal with the keys to find it by.
+
+    Args:
+        target: The build.
+        opening: What will be handed over.
+        scheduler: Who has the jobs that these supersede.
+        keys: Of steps that go under another key than that of their submission.
+    """
+    draft, journal = opening.draft, opening.draft.journal
+    if opening.left:
+        scheduler.cancel(target, draft.superseded)
+        start_afresh(target.run)
+    for submission in draft.submissions:
+        name = submission.step.name
+        attempt = journal.steps[name].attempt + (journal.steps[name].job is not None)
+        key = (keys or {}).get(name, submission.key)
+        journal.steps[name] = JournalStep(state="submitting", attempt=max(1, attempt), key=key, submitted=now())
+    for name, job in opening.adopted.items():
+        journal.steps[name] = journal.steps[name].model_copy(update={"state": "submitted", "job": job})
+    for name in draft.skipped:
+        changes = {"state": "skipped", "reason": "done before, nothing changed"}
+        journal.steps[name] = journal.steps[name].model_copy(update=changes)
+    journal.save(target.run)
 
 
 def drafted(target: Target, scheduler: Scheduler) -> Draft:
@@ -133,7 +174,8 @@ def drafted(target: Target, scheduler: Scheduler) -> Draft:
                 superseded[step.name] = job
             again.add(step.name)
             after = tuple(need for need in step.needs if need in again)
-            submissions.append(Submission(step=step, key=_key(target, step, journal), after=after))
+            known = earlier is not None and earlier.digest == digest
+            submissions.append(Submission(step=step, key=_key(target, step, journal, known=known), after=after))
     return Draft(
         journal=journal,
         skipped=tuple(skipped),
@@ -193,6 +235,18 @@ def refuse_to_rebuild(lock: str, target: Target) -> None:
     refuse_other_work(journal, live, digest=digest, scheduler=scheduler.name)
 
 
+def refuse_to_remove(target: Target) -> None:
+    """Refuse to delete a build that jobs are at work with.
+
+    Raises:
+        StepError: Jobs of it are queued or running (1).
+    """
+    journal = read_journal(target.run)
+    if journal is not None:
+        live = live_jobs(target, journal, scheduler_named(journal.scheduler))
+        refuse_other_work(journal, live, digest="", scheduler=journal.scheduler)
+
+
 def digest_at(target: Target) -> str:
     """The digest of a build on disk."""
     lock = target.folder / LOCK
@@ -218,12 +272,27 @@ def _before(target: Target, names: Sequence[str]) -> set[str]:
     return needed
 
 
-def _key(target: Target, step: BuiltStep, journal: Journal) -> str:
-    """The idempotency key: the same for every submit of this build's step until a job of it is known to have ended."""
+def _key(target: Target, step: BuiltStep, journal: Journal, *, known: bool) -> str:
+    """The idempotency key: the same for every submit of this build's step until a job of it is known to have ended.
+
+    Args:
+        target: The build.
+        step: The step.
+        journal: The journal.
+        known: Whether what it says of the step is about this very build. The scheduler may then have heard of a
+            submission whose answer is not noted, under the key that is: a task of an array goes by the array's.
+    """
     entry = journal.steps[step.name]
+    if known and entry.state == "submitting" and entry.key is not None:
+        return entry.key
     attempt = max(1, entry.attempt + (entry.job is not None))
     text = "\n".join((str(target.run), step.name, journal.digest, str(attempt)))
     return f"higgsc:{sha256(text.encode()).hexdigest()[:16]}"
+
+
+def rows_of(target: Target, opening: Opening, jobs: Mapping[str, str]) -> list[Row]:
+    """What was done about each step, by the ids of all jobs in the scheduler's hands."""
+    return [_row(step, opening.draft, opening.adopted, jobs) for step in target.plan.steps]
 
 
 def _row(step: BuiltStep, draft: Draft, adopted: Mapping[str, str], jobs: Mapping[str, str]) -> Row:

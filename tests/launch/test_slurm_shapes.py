@@ -152,7 +152,7 @@ def test_a_dry_run_prints_exactly_what_a_submit_executes(project: Project, stubs
 
 def test_a_squeue_without_json_is_read_as_a_list(project: Project, stubs: Stubs) -> None:
     """Slurm built without the serializer; the second format is asked for then."""
-    stubs.says("squeue", "7|RUNNING|higgsc:aa\n8|PENDING|\n9|NEWSPEAK|higgsc:cc\n")
+    stubs.says("squeue", "7|N/A|RUNNING|higgsc:aa\n8|N/A|PENDING|\n9|N/A|NEWSPEAK|higgsc:cc\n")
     target = open_build(project.build)
     slurm = SlurmScheduler(retry_for=0)
     assert slurm.find(target, ["higgsc:aa", "higgsc:bb"]) == {"higgsc:aa": "7"}

@@ -84,7 +84,8 @@ def environment() -> dict[str, str]:
     those that find the cluster are kept.
     """
     kept = {name: value for name, value in os.environ.items() if name in _KEPT_SLURM or not name.startswith(_PREFIXES)}
-    return {**kept, "SLURM_TIME_FORMAT": "standard"}
+    # Lists of an array's tasks are cut off at 64 characters if nobody says 0.
+    return {**kept, "SLURM_TIME_FORMAT": "standard", "SLURM_BITSTR_LEN": "0"}
 
 
 def environment_to_submit(site: Mapping[str, object]) -> dict[str, str]:

@@ -178,9 +178,12 @@ def _accounting(site: Mapping[str, Any], cluster: ClusterFacts) -> Iterator[Find
 def _settings(cluster: ClusterFacts, tasks: int) -> Iterator[Finding]:
     config = cluster.config
     size = config.get("MaxArraySize", "")
-    if size.isdecimal() and tasks > int(size):  # the first index is 0
+    if size.isdecimal() and tasks > max(1, int(size)):  # the first index is 0; a size of 0 turns arrays off
         message = f"the sweep has {tasks} points; an array has {size} tasks at most here (MaxArraySize)"
-        yield Finding(severity="error", path="sweep", message=message, help="split the sweep into several specs")
+        help_ = (
+            "split the sweep into several specs, or submit its points one by one: `higgsc submit generated/NAME/POINT`"
+        )
+        yield Finding(severity="error", path="sweep", message=message, help=help_)
     if config.get("JobRequeue") == "0":
         message = "JobRequeue is 0: jobs are requeued after a node failure only because our scripts ask for it"
         help_ = "nothing to do, unless the site's submit plugin takes `--requeue` out: try it with a short job"

@@ -51,12 +51,29 @@ _STRONGEST: tuple[JobPhase, ...] = ("waiting", "running", "cancelled", "failed",
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job, or one task of an array."""
+    """One job, or tasks of an array."""
 
     id: str
     """As `sbatch` printed it: of an array, the id of the whole."""
     comment: str
     status: JobStatus
+    tasks: tuple[int, ...] = ()
+    """Which tasks of the array it is about; one row stands for all that have not started. Empty for other jobs."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The names it goes by in a journal: its id, and of an array `id_index` of each task."""
+        return (self.id, *(f"{self.id}_{task}" for task in self.tasks))
+
+
+def tasks_of(text: str) -> tuple[int, ...]:
+    """The tasks in Slurm's notation: `7`, `0-3`, `1,4-8:2%2`; none in `N/A`."""
+    found: list[int] = []
+    for part in text.strip("[]").partition("%")[0].split(","):
+        if match := re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part):
+            first, last, step = match.groups()
+            found += range(int(first), int(last or first) + 1, int(step or 1))
+    return tuple(found)
 
 
 def phase_of(words: list[str]) -> tuple[JobPhase, str]:
@@ -89,7 +106,8 @@ def _from_json(row: Mapping[str, Any]) -> Job:
     phase, word = phase_of([words] if isinstance(words, str) else [str(entry) for entry in words])
     start, end = _number(row.get("start_time")), _number(row.get("end_time"))
     reason = str(row.get("state_reason") or "")
-    array = _number(row.get("array_job_id"))
+    array, task = _number(row.get("array_job_id")), _number(row.get("array_task_id"))
+    tasks = str(row.get("array_task_string") or "") if task is None else str(task)
     return Job(
         id=str(array or _number(row["job_id"])),
         comment=_text(row.get("comment")),
@@ -103,6 +121,7 @@ def _from_json(row: Mapping[str, Any]) -> Job:
             restarts=_number(row.get("restart_cnt")) or 0,
             nodes=_text(row.get("nodes")) or None,
         ),
+        tasks=tasks_of(tasks) if array else (),
     )
 
 
@@ -146,6 +165,7 @@ def _from_pairs(found: Mapping[str, str]) -> Job:
             restarts=int(found.get("Restarts") or 0),
             nodes=None if found.get("NodeList") in (None, "", "(null)") else found["NodeList"],
         ),
+        tasks=tasks_of(found.get("ArrayTaskId", "")),
     )
 
 
@@ -172,7 +192,8 @@ def _from_rows(text: str) -> Iterator[Job]:
             ended=epoch(end) if phase not in ("waiting", "running") else None,
             nodes=nodes if nodes not in ("", "None assigned") else None,
         )
-        yield Job(id=shown.partition("_")[0] or raw, comment="", status=status)
+        array, _, tasks = shown.partition("_")
+        yield Job(id=array or raw, comment="", status=status, tasks=tasks_of(tasks))
 
 
 def epoch(text: str | None) -> float | None:
@@ -183,11 +204,14 @@ def epoch(text: str | None) -> float | None:
         return None
 
 
+LISTING = "%F|%K|%T|%k"
+
+
 def from_listing(text: str) -> list[Job]:
-    """The jobs in the output of `squeue --noheader --format=%F|%T|%k`."""
+    """The jobs in the output of `squeue --noheader --format=LISTING`."""
     jobs = []
     for line in text.splitlines():
-        job, state, comment = (*line.strip().split("|", 2), "", "")[:3]
+        job, tasks, state, comment = (*line.strip().split("|", 3), "", "", "")[:4]
         phase, word = phase_of([state])
-        jobs.append(Job(id=job, comment=comment, status=JobStatus(phase=phase, word=word)))
+        jobs.append(Job(id=job, comment=comment, status=JobStatus(phase=phase, word=word), tasks=tasks_of(tasks)))
     return jobs

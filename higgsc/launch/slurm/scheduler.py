@@ -11,28 +11,12 @@ from pathlib import Path
 
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.launch.built import Target
-from higgsc.launch.scheduler import JobPhase, JobStatus, RefusedError, Submission, UnreachableError
+from higgsc.launch.scheduler import JobPhase, JobStatus, Submission, UnreachableError
 from higgsc.launch.slurm import parse
 from higgsc.launch.slurm.client import Answer, call, environment_to_submit, patiently
-from higgsc.launch.slurm.doctor import examine
-from higgsc.launch.slurm.facts import ClusterFacts, ask_cluster
+from higgsc.launch.slurm.refusal import cluster_facts, refusal
+from higgsc.launch.sweep import Handover, Sweep
 from higgsc.launch.tail import follow, tail
-
-_ABOUT = (
-    ("reservation", "site.reservation", "`scontrol show reservation` lists them"),
-    ("account", "site.account", "`sacctmgr show associations user=$USER` lists your accounts"),
-    ("partition", "site.partition", "`sinfo -s` lists the partitions"),
-    ("qos", "site.qos", "`sacctmgr show associations user=$USER format=account,qos` lists yours"),
-    ("feature", "site.constraint", "`sinfo -o '%n %f'` lists the features of the nodes"),
-    ("time", "site.time_limit", "`sinfo -o '%P %l'` lists the time limits"),
-    ("node name", "site.exclude", "`sinfo -N` lists the nodes"),
-    ("gres", "hardware", "`sinfo -o '%P %G'` lists the GPUs"),
-    ("memory", "site.memory_per_node", "`sinfo -o '%P %m'` lists the memory of the nodes, in MB"),
-    ("node count", "hardware", "`sinfo -o '%P %D'` counts the nodes"),
-    ("node configuration", "hardware", "`sinfo -o '%P %D %c %m %G'` lists what the nodes have"),
-    ("processors", "site.cpus_per_node", "`sinfo -o '%P %c'` lists the cores of the nodes"),
-)
-"""A word of Slurm's complaint, what it is about, and where to look; the first that occurs counts."""
 
 _ORDER: tuple[JobPhase, ...] = ("running", "waiting", "failed", "cancelled", "unknown", "done")
 """Of the tasks of an array, whose state stands for the whole."""
@@ -61,7 +45,8 @@ class SlurmScheduler:
 
     def check(self, target: Target, submissions: Sequence[Submission]) -> None:
         for submission in submissions:
-            patiently(partial(self._check, target, submission), retry_for=self.retry_for)
+            argv = _test_only(target, submission)
+            patiently(partial(self._check, target, submission.step.name, argv), retry_for=self.retry_for)
 
     def find(self, target: Target, keys: Sequence[str]) -> dict[str, str]:
         if _chain(target) > 1:
@@ -76,6 +61,19 @@ class SlurmScheduler:
         for submission in submissions:
             known[submission.step.name] = self._submit(target, submission, known)
             yield submission.step.name, known[submission.step.name]
+
+    def array_commands(self, sweep: Sweep, array: Handover, after: Sequence[str]) -> list[tuple[str, ...]]:
+        return [_test_only_array(sweep, array), _sbatch_array(sweep, array, after)]
+
+    def check_array(self, sweep: Sweep, array: Handover) -> None:
+        target = sweep.points[next(iter(array.tasks))]
+        argv = _test_only_array(sweep, array)
+        patiently(lambda: self._check(target, array.step, argv, tasks=max(array.tasks) + 1), retry_for=self.retry_for)
+
+    def submit_array(self, sweep: Sweep, array: Handover, after: Sequence[str]) -> str:
+        sweep.logs.mkdir(parents=True, exist_ok=True)
+        target = sweep.points[next(iter(array.tasks))]
+        return self._submit_one(target, array.step, _sbatch_array(sweep, array, after), array.key, known=False)
 
     def states(self, target: Target, jobs: Mapping[str, str]) -> dict[str, JobStatus]:
         return patiently(lambda: self._states(jobs), retry_for=self.retry_for)
@@ -103,17 +101,17 @@ class SlurmScheduler:
             return tail(files)
         return follow(files, lambda: self.states(target, {step: job})[step].live)
 
-    def _check(self, target: Target, submission: Submission) -> None:
-        answer = self._call(target, _test_only(target, submission))
+    def _check(self, target: Target, step: str, argv: tuple[str, ...], *, tasks: int = 1) -> None:
+        answer = self._call(target, argv)
         if answer.code == 0:
             return
-        facts = _facts()
-        refusal = _refusal(target, submission, answer, facts)
+        facts = cluster_facts()
+        refused = refusal(target, target.step(step), answer, facts, tasks=tasks)
         # A controller that was just started refuses everything until its nodes have reported.
         starting = facts is not None and any("unknown" in node.state for node in facts.nodes)
         if starting and "node configuration" in answer.stderr:
-            raise UnreachableError(f"the nodes have not reported to the controller yet: {refusal.message}")
-        raise refusal
+            raise UnreachableError(f"the nodes have not reported to the controller yet: {refused.message}")
+        raise refused
 
     def _call(self, target: Target, argv: tuple[str, ...]) -> Answer:
         env = environment_to_submit(target.plan.site)
@@ -126,12 +124,11 @@ class SlurmScheduler:
         links: list[str] = []
         for link in range(_links(target, submission)):
             argv = _sbatch(target, submission, jobs, link, links[-1] if links else None)
-            links.append(self._submit_one(target, submission, argv, _key(submission, link), known=_chain(target) > 1))
+            key, known = _key(submission, link), _chain(target) > 1
+            links.append(self._submit_one(target, submission.step.name, argv, key, known=known))
         return ",".join(links)
 
-    def _submit_one(
-        self, target: Target, submission: Submission, argv: tuple[str, ...], key: str, *, known: bool
-    ) -> str:
+    def _submit_one(self, target: Target, step: str, argv: tuple[str, ...], key: str, *, known: bool) -> str:
         """Submit unless the key is found.
 
         Args:
@@ -146,7 +143,7 @@ class SlurmScheduler:
             look_first = True
             answer = self._call(target, argv)
             if answer.code != 0:
-                raise _refusal(target, submission, answer, _facts())
+                raise refusal(target, target.step(step), answer, cluster_facts())
             job = answer.stdout.strip().partition(";")[0]  # a federation prints `id;cluster`
             if not job.isdecimal():
                 raise StepError(f"sbatch printed no job id but {answer.stdout!r}", code=ExitCode.INTERNAL)
@@ -155,8 +152,12 @@ class SlurmScheduler:
         return patiently(attempt, retry_for=self.retry_for)
 
     def _find(self, keys: Sequence[str]) -> dict[str, str]:
-        wanted = set(keys)
-        return {job.comment: job.id for job in self._mine() if job.comment in wanted and job.status.live}
+        found: dict[str, str] = {}
+        for job in self._mine():
+            if job.comment and job.status.live:
+                # A task of an array goes by the array's key with its index, as by the array's id.
+                found |= {job.comment + job_id.removeprefix(job.id): job_id for job_id in job.ids}
+        return {key: found[key] for key in keys if key in found}
 
     def _mine(self) -> list[parse.Job]:
         """The user's jobs in the queue."""
@@ -168,7 +169,7 @@ class SlurmScheduler:
                 raise UnreachableError(f"Slurm does not answer: {error}") from error
             except (ValueError, KeyError, TypeError):
                 pass  # a shape of a version to come: the plain listing has not changed in ten years
-        answer = call("squeue", "--me", "--noheader", "--format=%F|%T|%k")
+        answer = call("squeue", "--me", "--noheader", f"--format={parse.LISTING}")
         if answer.code != 0:
             raise UnreachableError(f"squeue: {answer.complaint}")
         return parse.from_listing(answer.stdout)
@@ -176,7 +177,8 @@ class SlurmScheduler:
     def _states(self, jobs: Mapping[str, str]) -> dict[str, JobStatus]:
         queued: dict[str, list[JobStatus]] = {}
         for job in self._mine():
-            queued.setdefault(job.id, []).append(job.status)
+            for job_id in job.ids:
+                queued.setdefault(job_id, []).append(job.status)
         return {
             step: _whole([status for link in job.split(",") for status in queued.get(link) or self._ended(link)])
             for step, job in jobs.items()
@@ -216,6 +218,26 @@ def _test_only(target: Target, submission: Submission) -> tuple[str, ...]:
     return ("sbatch", "--test-only", _script(target, submission))
 
 
+def _array_script(sweep: Sweep, array: Handover) -> tuple[str, ...]:
+    """The script of an array with what to make of it: its header names all points, which is said anew for a part."""
+    script = os.path.relpath(sweep.folder / "slurm" / f"{array.step}.sbatch", sweep.root)
+    if len(array.tasks) == len(sweep.points):
+        return (script,)
+    limit = sweep.points[0].plan.site.get("array_limit")
+    return (f"--array={','.join(map(str, array.tasks))}{f'%{limit}' if limit is not None else ''}", script)
+
+
+def _test_only_array(sweep: Sweep, array: Handover) -> tuple[str, ...]:
+    return ("sbatch", "--test-only", *_array_script(sweep, array))
+
+
+def _sbatch_array(sweep: Sweep, array: Handover, after: Sequence[str]) -> tuple[str, ...]:
+    words = ["sbatch", "--parsable", f"--comment={array.key}"]
+    if after:
+        words += [f"--dependency=aftercorr:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
+    return (*words, *_array_script(sweep, array))
+
+
 def _sbatch(
     target: Target, submission: Submission, jobs: Mapping[str, str], link: int, previous: str | None
 ) -> tuple[str, ...]:
@@ -233,26 +255,6 @@ def _sbatch(
 def _is(log: Path, job: str) -> bool:
     """Whether a log is that of the job or of one of its tasks, and not of one whose id begins alike."""
     return not log.stem.rpartition("-")[2].removeprefix(job)[:1].isdigit()
-
-
-def _facts() -> ClusterFacts | None:
-    """What the cluster says of itself, to explain a refusal with; None where it does not say."""
-    try:
-        return ask_cluster()
-    except StepError:
-        return None  # the complaint itself has to do
-
-
-def _refusal(target: Target, submission: Submission, answer: Answer, facts: ClusterFacts | None) -> RefusedError:
-    """Slurm's complaint, with the value that it is about where it says so, or where the cluster's facts do."""
-    step = submission.step
-    said = answer.complaint.removeprefix("allocation failure: ")
-    for finding in examine(target.plan.site, [step.resources], facts) if facts is not None else []:
-        if finding.severity == "error":
-            message = f"{finding.message} (Slurm says: {said})"
-            return RefusedError(message, step=step.name, path=finding.path, help=finding.help)
-    _, path, help_ = next((row for row in _ABOUT if row[0] in said.lower()), (None, None, None))
-    return RefusedError(f"Slurm refuses the job: {said}", step=step.name, path=path, help=help_)
 
 
 def _whole(tasks: Sequence[JobStatus]) -> JobStatus:
