@@ -193,7 +193,8 @@ def _state(
     if job is None:
         return "unknown", "handed over, but the scheduler's answer was lost; submitting again finds the job"
     saved = kept is not None and kept.phase == "interrupted"
-    if job.phase == "cancelled" or (saved and step_cancelled):
+    # Slurm forgets tasks of an array that were cancelled before they started.
+    if job.phase == "cancelled" or (step_cancelled and (saved or job.phase == "unknown")):
         return "cancelled", None if step_cancelled else _ended(job)
     if saved:
         return "interrupted", _ended(job)

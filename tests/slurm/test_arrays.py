@@ -16,6 +16,7 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.project import SPEC, until
 from tests.slurm.sweep import POINTS, SWEEP, Sweep, compiled
 
+
 @pytest.fixture
 def sweep(cluster: Cluster, tmp_path: Path) -> Sweep:
     return Sweep(cluster, tmp_path)

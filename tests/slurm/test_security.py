@@ -107,7 +107,14 @@ def test_a_secret_is_found_nowhere_but_in_the_step(cluster: Cluster, tmp_path: P
     assert cluster.wait(job, "FAILED")["ExitCode"] == "78:0"
     assert "the secret SPEECH_TOKEN is not set" in project.log(job, "prepare")
 
-    (home / ".config/higgsc/secrets/SPEECH_TOKEN").write_text(SECRET)
+    file = home / ".config/higgsc/secrets/SPEECH_TOKEN"
+    file.write_text(SECRET)
+    file.chmod(0o640)
+    job = cluster.run("sbatch", "--parsable", "--export=HOME,PATH", script, cwd=project.root, env=env).strip()
+    assert cluster.wait(job, "FAILED")["ExitCode"] == "78:0"
+    assert f"others can read or change {file}, which holds a secret: chmod 600 {file}" in project.log(job, "prepare")
+
+    file.chmod(0o600)
     job = cluster.run(
         "sbatch", "--parsable", "--export=HOME,PATH,PYTHONPATH", script, cwd=project.root, env=env
     ).strip()
