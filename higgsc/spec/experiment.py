@@ -65,10 +65,13 @@ class Experiment(SpecModel):
     site: Annotated[Site, BeforeValidator(lambda site: site, json_schema_input_type=Name | Site)] = Site()
     """The cluster: the name of a file in `specs/sites/`, or its words themselves."""
     sweep: dict[str, tuple[Any, ...]] | None = None
-    """Keys to lists of values, a plan for each combination; keys joined by commas change together."""
+    """Keys to lists of values, a plan for each combination; keys joined by commas change together.
+
+    `higgsc submit` hands the combinations to Slurm as tasks of one job array a step; one by one if they differ in what
+    they ask Slurm for, or if `site.chain` makes several jobs of a step."""
     secrets: tuple[EnvironmentName, ...] = ()
     """Names of environment variables that the jobs need: set where they run, or each in a file of its own,
-    `~/.config/higgsc/secrets/NAME`."""
+    `~/.config/higgsc/secrets/NAME`, which only you can read (`chmod 600`)."""
     output: FilePath | None = None
     """Folder of the run; `runs/<name>` if not given."""
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -101,7 +101,7 @@ def test_one_point_that_waits_for_its_task_is_an_array_of_one_and_one_that_waits
     "spec",
     [
         f"{SWEEP}site: {{chain: 2}}\n",
-        SPEC.replace("samples: 4", "samples: 32") + "sweep: {hardware: [1xCPU, 2xCPU]}\n",
+        SPEC.replace("samples: 4", "samples: 32") + "sweep: {hardware: [1xCPU, 2x2xCPU]}\n",
     ],
     ids=["several jobs in a row", "different machines"],
 )
