@@ -15,10 +15,10 @@ from higgsc.emit.build import LOCK, Build, builds_of
 from higgsc.emit.emitters import emit_all
 from higgsc.emit.points import former_points, sweep_files
 from higgsc.emit.write import remove, write
+from higgsc.launch.at_work import refuse_to_rebuild, refuse_to_remove
 from higgsc.launch.built import Target, open_build
 from higgsc.launch.journal import read_journal
 from higgsc.launch.locate import builds_below, is_build, of_run, targets
-from higgsc.launch.submit import refuse_to_rebuild, refuse_to_remove
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

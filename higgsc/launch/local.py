@@ -18,11 +18,11 @@ from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.receipts import read_receipt, why_stale
 from higgsc.contract.state import read_state
 from higgsc.contract.stop import request_stop
+from higgsc.launch.at_work import digest_at, live_jobs, refuse_other_work
 from higgsc.launch.background import LocalScheduler
 from higgsc.launch.built import BuiltPlan, BuiltStep, Target, open_build
 from higgsc.launch.folder import held, start_afresh
 from higgsc.launch.journal import Journal, JournalStep, now, read_journal
-from higgsc.launch.submit import digest_at, live_jobs, refuse_other_work
 from higgsc.launch.watch import Watcher
 
 SECONDS_TO_STOP = 300.0

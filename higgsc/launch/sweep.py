@@ -108,6 +108,17 @@ def sweep_of(targets: Sequence[Target]) -> Sweep | None:
     return Sweep(folder=folder, logs=first.root / logs, points=tuple(open_build(place) for place in places))
 
 
+def array_logs(target: Target) -> tuple[Path, ...]:
+    """Where the arrays of a build write that is a point of a sweep; nowhere for other builds.
+
+    Raises:
+        StepError: The list of points cannot be read.
+    """
+    folder = target.folder.parent
+    logs = _table(folder)["logs"] if (folder / SWEEP).is_file() else None
+    return (target.root / logs,) if logs is not None else ()
+
+
 def handovers(sweep: Sweep, left: Sequence[Sequence[Submission]], jobs: Sequence[Mapping[str, str]]) -> list[Handover]:
     """What is handed over together: the tasks of a step that wait for the same arrays.
 

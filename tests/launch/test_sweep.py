@@ -14,6 +14,7 @@ from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.launch.built import Target, open_build
 from higgsc.launch.scheduler import Submission
 from higgsc.launch.slurm import parse
+from higgsc.launch.slurm.scheduler import SlurmScheduler
 from higgsc.launch.sweep import Handover, Sweep, handovers, points_of, sweep_of
 from tests.launch.conftest import SPEC
 from tests.launch.test_slurm_shapes import NEW, OLD, Stubs, number
@@ -133,6 +134,38 @@ def test_a_dry_run_of_a_sweep_prints_exactly_what_a_submit_executes(
     dry = CliRunner().invoke(group, ["submit", "generated/t", "--dry-run"]).stdout.splitlines()
     assert next(line for line in dry if line.startswith("sbatch --parsable")).endswith("-2e-3/slurm/prepare.sbatch")
     assert len([line for line in dry if line.startswith("# t-learning_rate-1e-3, ")]) == 3
+
+
+def test_a_point_that_is_at_work_is_not_taken_out_of_the_sweep(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stubs = Stubs(tmp_path / "bin", monkeypatch)
+    stubs.says("squeue", '{"jobs": []}')
+    stubs.says("sbatch", "7\n")
+    assert CliRunner().invoke(group, ["submit", "spec.yaml"]).exit_code == 0
+    row = {**OLD, "job_id": 9, "array_job_id": 7, "array_task_id": 2, "job_state": "RUNNING"}
+    stubs.says("squeue", json.dumps({"jobs": [row]}))
+    (tmp_path / "spec.yaml").write_text(SWEEP.replace(", 3e-3]", "]"))
+    before = sorted(path for path in folder.rglob("*"))
+    result = CliRunner().invoke(group, ["submit", "spec.yaml"])
+    assert isinstance(result.exception, StepError)
+    assert "jobs of the earlier build are still at work: prepare (7_2)" in str(result.exception)
+    assert sorted(path for path in folder.rglob("*")) == before
+    stubs.says("squeue", '{"jobs": []}')
+    assert CliRunner().invoke(group, ["submit", "spec.yaml"]).exit_code == 0
+    assert len(points_of(folder)) == len(list(folder.glob("*/plan.json"))) == 2
+
+
+def test_the_logs_of_a_task_begin_with_that_of_its_array(folder: Path) -> None:
+    sweep, slurm = together(folder), SlurmScheduler(retry_for=0)
+    sweep.logs.mkdir(parents=True)
+    for task in ("7_1", "7_11", "7_0", "17_1"):
+        (sweep.logs / f"train-{task}.log").write_text(f"{task} goes on elsewhere\n")
+    point = sweep.points[1]
+    assert list(slurm.log(point, "train", "7_1", follow=False)) == ["7_1 goes on elsewhere"]
+    (point.run / "logs").mkdir(parents=True)
+    (point.run / "logs/train-7_1.log").write_text("here\n")
+    assert list(slurm.log(point, "train", "7_1", follow=False)) == ["7_1 goes on elsewhere", "here"]
 
 
 def test_tasks_in_the_words_of_every_command_and_version() -> None:

@@ -15,7 +15,7 @@ from higgsc.launch.scheduler import JobPhase, JobStatus, Submission, Unreachable
 from higgsc.launch.slurm import parse
 from higgsc.launch.slurm.client import Answer, call, environment_to_submit, patiently
 from higgsc.launch.slurm.refusal import cluster_facts, refusal
-from higgsc.launch.sweep import Handover, Sweep
+from higgsc.launch.sweep import Handover, Sweep, array_logs
 from higgsc.launch.tail import follow, tail
 
 _ORDER: tuple[JobPhase, ...] = ("running", "waiting", "failed", "cancelled", "unknown", "done")
@@ -92,9 +92,14 @@ class SlurmScheduler:
 
     def _lines(self, target: Target, step: str, job: str, following: bool) -> Iterator[str]:
         def files() -> list[Path]:
-            logs = target.run / "logs"
+            # A task says in the array's log where it goes on, or why it does not come so far.
+            folders = (*array_logs(target), target.run / "logs")
             return [
-                log for link in job.split(",") for log in sorted(logs.glob(f"{step}-{link}*.log")) if _is(log, link)
+                log
+                for link in job.split(",")
+                for folder in folders
+                for log in sorted(folder.glob(f"{step}-{link}*.log"))
+                if _is(log, link)
             ]
 
         if not following:
