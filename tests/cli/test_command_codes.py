@@ -20,6 +20,7 @@ from higgsc.compiler.codes import CODES
 from higgsc.contract.outcome import StepError
 from higgsc.launch.built import Target
 from higgsc.launch.scheduler import Submission
+from higgsc.launch.slurm import refusal
 from higgsc.launch.slurm import scheduler as slurm_scheduler
 from higgsc.launch.slurm.client import Answer
 from tests.launch.test_doctor import CLUSTER
@@ -55,7 +56,7 @@ def test_a_commands_diagnostic_reads_as_expected(name: str, tmp_path: Path, monk
     monkeypatch.setattr(doctor, "ask_cluster", lambda: CLUSTER)
     monkeypatch.setattr(submit, "submit", refuse)
     monkeypatch.setattr(slurm_scheduler, "call", complain)
-    monkeypatch.setattr(slurm_scheduler, "ask_cluster", no_answer)
+    monkeypatch.setattr(refusal, "ask_cluster", no_answer)
     command, options = COMMANDS[name]
     result = CliRunner().invoke(command, [f"{name}.yaml", *options])
     code = name.split("-")[0]
