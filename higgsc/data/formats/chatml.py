@@ -72,7 +72,7 @@ def conversation(
 ) -> Record:
     """The record of a row whose turns are read; `used` are fields that are not to be kept as extra."""
     misc, origin = row.get("misc"), row.get("origin")
-    name = name_of(row.get("id", misc.get("sample_id") if isinstance(misc, dict) else None), "id")
+    name = name_of(row.get("id"), "id") or name_of(misc.get("sample_id") if isinstance(misc, dict) else None, "id")
     system, scene, following = split_system(turns)
     references, target = dialogue(following, plain_request=plain_request)
     return Record(

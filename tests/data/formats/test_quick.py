@@ -1,0 +1,161 @@
+"""The quick readers: whatever they take, the careful ones read alike, also when many lines are read at once."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from higgsc.data.convert import OutputFormat, convert
+from higgsc.data.formats import reading
+from higgsc.data.formats.reading import FORMATS, read_records
+from higgsc.data.records import Record, Rejected
+from higgsc.data.samples import SourceFile
+from higgsc.data.structure import check_structure
+
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "formats"
+CHATML = [
+    json.loads(line) for line in (FIXTURES / "chatml-lines.jsonl").read_text("utf-8").splitlines() if line[1] == '"'
+]
+FIVE = next(row for row in CHATML if len(row["messages"]) == 4)
+CHATML.append({**FIVE, "id": "5", "messages": [*FIVE["messages"], CHATML[0]["messages"][-1]]})
+CANONICAL: list[dict[str, Any]] = [
+    {"id": "a", "target": {"text": "t", "audio": {"path": "a.wav", "offset": 1.0, "duration": 2}}, "speaker": "noor",
+     "references": [{"text": "r", "audio": {"path": "b.wav"}}], "system": "s", "scene": "room", "extra": {"x": [1]}},
+    {"id": "b", "target": {"text": "t", "audio": {"path": "a.wav"}}, "origin": "x:3"},
+    {"target": {"text": "prompt"}, "references": []},
+]  # fmt: skip
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+STRANGE = JSON | st.sampled_from(
+    ["", " ", "\ud800", "<|scene_desc_start|>x<|scene_desc_end|>", -1, 1e400, 10**30, "a\nb", "<|eot_id|>",
+     "../../x.wav", "/etc/passwd", "http://x/a.wav", "a\0b", "c:d", "x" * 2_001]
+)  # fmt: skip
+
+
+@st.composite
+def lines(draw: st.DrawFn, rows: list[dict[str, Any]]) -> bytes:
+    """A line: a usual row, or one of which one place holds something else or nothing."""
+    sample = copy.deepcopy(draw(st.sampled_from(rows)))
+    places: list[tuple[Any, Any]] = []
+    waiting: list[Any] = [sample]
+    while waiting:
+        container = waiting.pop()
+        keys = list(container) if isinstance(container, dict) else list(range(len(container)))
+        places += [(container, key) for key in keys]
+        waiting += [container[key] for key in keys if isinstance(container[key], dict | list)]
+    match draw(st.sampled_from(["usual", "usual", "strange", "without", "blank", "broken"])):
+        case "strange":
+            container, key = draw(st.sampled_from(places))
+            container[key] = draw(STRANGE)
+        case "without":
+            container, key = draw(st.sampled_from(places))
+            del container[key]
+        case "blank":
+            return b" "
+        case "broken":
+            return json.dumps(sample).encode()[: draw(st.integers(1, 60))]
+    line = json.dumps(sample, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
+    return line.replace(b"calm", b"\xff") if draw(st.booleans()) else line
+
+
+@contextmanager
+def carefully() -> Iterator[None]:
+    """Without the quick readers."""
+    before = reading.FORMATS
+    try:
+        reading.FORMATS = {name: dataclasses.replace(form, fast=None) for name, form in before.items()}
+        yield
+    finally:
+        reading.FORMATS = before
+
+
+def told(path: Path, form: str) -> list[Any]:
+    return [
+        (line, read.reason if isinstance(read, Rejected) else json.loads(msgspec.json.encode(read)), read.id)
+        for line, read in read_records(path, form, root=path.parent)
+    ]
+
+
+@pytest.mark.parametrize("form", ["chatml", "canonical"])
+@settings(deadline=None)  # files on a busy disk
+@given(data=st.data())
+def test_the_quick_reader_agrees_with_the_careful_one(
+    tmp_path_factory: pytest.TempPathFactory, form: str, data: st.DataObject
+) -> None:
+    rows = CHATML if form == "chatml" else CANONICAL
+    good = json.dumps(rows[0]).encode()
+    written = [good, *data.draw(st.lists(lines(rows), min_size=1, max_size=4))]
+    folder = tmp_path_factory.mktemp("quick")
+    path = folder / "a.jsonl"
+    path.write_bytes(b"\n".join(written) + b"\n")
+    source = SourceFile(path=path, format=form)
+    quick, found = told(path, form), check_structure((source,), root=folder, roots=())
+    with carefully():
+        careful, slowly_found = told(path, form), check_structure((source,), root=folder, roots=())
+    assert quick == careful
+    for name in ("samples", "bad", "problems", "speakers", "characters", "hashes"):
+        assert getattr(found, name) == getattr(slowly_found, name), name
+    written_by: list[bytes] = []
+    for to in OutputFormat.__args__:  # type: ignore[attr-defined]
+        made = convert(source, folder / "b.jsonl", to=to)
+        written_by.append((folder / "b.jsonl").read_bytes())
+        assert written_by[-1].decode().count("\n") == made.written
+        with carefully():
+            convert(source, folder / "b.jsonl", to=to)
+        # Numbers in what is kept as it stands are written as they were: 1e5, and not 100000.0.
+        after = (folder / "b.jsonl").read_bytes()
+        assert list(map(json.loads, after.splitlines())) == list(map(json.loads, written_by[-1].splitlines()))
+
+
+@pytest.mark.parametrize("form, rows", [("chatml", CHATML), ("canonical", CANONICAL)])
+def test_the_quick_reader_reads_the_usual_rows(form: str, rows: list[dict[str, Any]]) -> None:
+    """Otherwise the test above would hold for a reader that reads nothing."""
+    make = FORMATS[form].fast
+    assert make is not None
+    read = make()
+    usual = [row for row in rows if len(row.get("messages", [])) in (0, 3, 5) and ("target" not in row or "id" in row)]
+    assert len(usual) >= 2
+    for row in usual:
+        line = json.dumps(row).encode()
+        many = read([line, line])
+        assert many is not None
+        assert [one.origin for one in many.records(["x:1", "x:2"])] == [row.get("origin", f"x:{n}") for n in (1, 2)]
+
+
+def test_what_is_kept_as_it_stands_is_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    good = json.dumps(CHATML[0]).encode()
+    path.write_bytes(good + b"\n" + good.replace(b'"misc": {', b'"misc": {"note": "\xff", ') + b"\n")
+    (_, first), (line, second) = read_records(path, "chatml", root=tmp_path)
+    assert isinstance(first, Record)
+    assert isinstance(second, Rejected)
+    assert (line, second.reason) == (2, "no JSON object on this line: not UTF-8")
+
+
+@pytest.mark.parametrize("where", ["", "data/"])
+def test_audio_by_its_full_path_is_sound_where_it_may_lie(tmp_path: Path, where: str) -> None:
+    """Also at the speed of whole pieces; a name that only starts like an allowed folder is refused."""
+    (tmp_path / "real" / "data").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    path = tmp_path / "link" / "data" / "a.jsonl"
+    homes = [str(tmp_path / "link"), str(tmp_path / "real"), f"{tmp_path / 'link'}er"]
+    for number, home in enumerate(homes):
+        row = copy.deepcopy(CANONICAL[0])
+        row["target"]["audio"]["path"] = f"{home}/{where}x.wav"
+        path.write_text(json.dumps(row) + "\n")
+        found = check_structure((SourceFile(path=path),), root=tmp_path / "link", roots=())
+        assert found.bad == (number == 2), home
