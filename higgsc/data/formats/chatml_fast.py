@@ -119,10 +119,10 @@ def _of_five(rows: list[_Five]) -> list[_Pair]:
 def _of_five_with_transcript(rows: list[_FiveWithTranscript]) -> list[_Pair]:
     made = []
     for row in rows:
-        system, reference, heard, _, answered = row.messages
+        system, reference, heard, request, answered = row.messages
         said, two = answered.content
-        one = _audio(heard)
-        made.append((row.speaker, system.content, reference.content, one.audio_url, one, said.text, two.audio_url, two))
+        one, text = _audio(heard), said.text if request.content.strip() else ""
+        made.append((row.speaker, system.content, reference.content, one.audio_url, one, text, two.audio_url, two))
     return made
 
 

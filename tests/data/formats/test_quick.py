@@ -40,16 +40,15 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=4,
 )
-STRANGE = JSON | st.sampled_from(
-    ["", " ", "\ud800", "<|scene_desc_start|>x<|scene_desc_end|>", -1, 1e400, 10**30, "a\nb", "<|eot_id|>",
-     "../../x.wav", "/etc/passwd", "http://x/a.wav", "a\0b", "c:d", "x" * 2_001]
+TEXTS = (
+    "", " ", "\ud800", "<|scene_desc_start|>x<|scene_desc_end|>", "a\nb", "x <|eot_id|>", "../../x.wav", "/etc/passwd",
+    "http://x/a.wav", "a\0b", "c:d", "x" * 2_001, "Please generate speech for given text in reference audio's voice: x",
 )  # fmt: skip
+STRANGE = JSON | st.sampled_from((*TEXTS, -1, 1e400, 10**30))
 
 
-@st.composite
-def lines(draw: st.DrawFn, rows: list[dict[str, Any]]) -> bytes:
-    """A line: a usual row, or one of which one place holds something else or nothing."""
-    sample = copy.deepcopy(draw(st.sampled_from(rows)))
+def places_of(sample: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """Every container in a sample, with every key of it."""
     places: list[tuple[Any, Any]] = []
     waiting: list[Any] = [sample]
     while waiting:
@@ -57,6 +56,14 @@ def lines(draw: st.DrawFn, rows: list[dict[str, Any]]) -> bytes:
         keys = list(container) if isinstance(container, dict) else list(range(len(container)))
         places += [(container, key) for key in keys]
         waiting += [container[key] for key in keys if isinstance(container[key], dict | list)]
+    return places
+
+
+@st.composite
+def lines(draw: st.DrawFn, rows: list[dict[str, Any]]) -> bytes:
+    """A line: a usual row, or one of which one place holds something else or nothing."""
+    sample = copy.deepcopy(draw(st.sampled_from(rows)))
+    places = places_of(sample)
     match draw(st.sampled_from(["usual", "usual", "strange", "without", "blank", "broken"])):
         case "strange":
             container, key = draw(st.sampled_from(places))
@@ -84,14 +91,48 @@ def carefully() -> Iterator[None]:
 
 
 def told(path: Path, form: str) -> list[Any]:
-    return [
-        (line, read.reason if isinstance(read, Rejected) else json.loads(msgspec.json.encode(read)), read.id)
-        for line, read in read_records(path, form, root=path.parent)
-    ]
+    return [(line, shown(read), read.id) for line, read in read_records(path, form, root=path.parent)]
+
+
+def shown(read: Record | Rejected) -> Any:
+    if isinstance(read, Rejected):
+        return read.reason
+    try:
+        return json.loads(msgspec.json.encode(read))
+    except UnicodeEncodeError:  # half a surrogate pair in what is kept as it stands
+        return repr(read)
+
+
+def agree(path: Path, form: str) -> None:
+    source = SourceFile(path=path, format=form)
+    quick, found = told(path, form), check_structure((source,), root=path.parent, roots=())
+    with carefully():
+        careful, slowly_found = told(path, form), check_structure((source,), root=path.parent, roots=())
+    assert quick == careful
+    for name in ("samples", "bad", "problems", "speakers", "characters", "hashes"):
+        assert getattr(found, name) == getattr(slowly_found, name), name
 
 
 @pytest.mark.parametrize("form", ["chatml", "canonical"])
-@settings(deadline=None)  # files on a busy disk
+def test_every_string_of_a_row_may_be_any_of_the_texts_that_matter(tmp_path: Path, form: str) -> None:
+    rows = CHATML if form == "chatml" else CANONICAL
+    path = tmp_path / "a.jsonl"
+    looked_at = 0
+    for row in (rows[0], rows[-1 if form == "chatml" else 1]):
+        for number, (before, key) in enumerate(places_of(row)):
+            if not isinstance(before[key], str):
+                continue
+            for text in TEXTS:
+                other = copy.deepcopy(row)
+                places_of(other)[number][0][key] = text
+                path.write_text(f"{json.dumps(rows[0])}\n{json.dumps(other)}\n")
+                agree(path, form)
+                looked_at += 1
+    assert looked_at > 100
+
+
+@pytest.mark.parametrize("form", ["chatml", "canonical"])
+@settings(deadline=None, max_examples=60)  # files on a busy disk
 @given(data=st.data())
 def test_the_quick_reader_agrees_with_the_careful_one(
     tmp_path_factory: pytest.TempPathFactory, form: str, data: st.DataObject
@@ -102,13 +143,8 @@ def test_the_quick_reader_agrees_with_the_careful_one(
     folder = tmp_path_factory.mktemp("quick")
     path = folder / "a.jsonl"
     path.write_bytes(b"\n".join(written) + b"\n")
+    agree(path, form)
     source = SourceFile(path=path, format=form)
-    quick, found = told(path, form), check_structure((source,), root=folder, roots=())
-    with carefully():
-        careful, slowly_found = told(path, form), check_structure((source,), root=folder, roots=())
-    assert quick == careful
-    for name in ("samples", "bad", "problems", "speakers", "characters", "hashes"):
-        assert getattr(found, name) == getattr(slowly_found, name), name
     written_by: list[bytes] = []
     for to in OutputFormat.__args__:  # type: ignore[attr-defined]
         made = convert(source, folder / "b.jsonl", to=to)
