@@ -20,7 +20,7 @@ def figures(report: Report) -> dict[str, list[float]]:
         "seconds": [finding.seconds for finding in found if finding.seconds is not None],
         "characters": [float(count) for count in report.structure.characters],
         "characters/s": [characters_per_second(recording) for recording in report.recordings],
-        "level dB": [finding.level for finding in found if finding.level is not None],
+        "loudness LUFS": [finding.loudness for finding in found if finding.loudness is not None],
         "silence %": [100 * finding.silence for finding in found if finding.silence is not None],
     }
     return {name: values for name, values in named.items() if values}

@@ -140,6 +140,7 @@ WARNINGS: dict[str, tuple[Any, str]] = {
     "clipping": (lambda path: write(path, (speech(level=1) * 2).clip(-1, 1)), "clipping"),
     "silence": (lambda path: write(path, np.concatenate((speech(0.3), np.zeros(RATE)))), "mostly silent"),
     "quiet": (lambda path: write(path, speech(level=0.003)), "very quiet"),
+    "loud": (lambda path: write(path, speech(level=0.3)), "very loud"),
     "offset": (lambda path: write(path, speech() + 0.1), "offset from zero"),
 }
 
@@ -191,6 +192,20 @@ def test_messages_without_an_assistant(tmp_path: Path) -> None:
     report = run(tmp_path, row, depth="rows")
     assert list(report.errors) == ["no target audio: this is a prompt to generate from, not a sample to learn from"]
     assert not report.passed
+
+
+@pytest.mark.parametrize(
+    "seconds, gain, lufs", [(3.0, 1.0, -23.0), (1.5, 0.1, -43.0), (0.3, 1.0, None), (1.0, 0.0, None)]
+)
+def test_loudness_is_that_of_the_standard(tmp_path: Path, seconds: float, gain: float, lufs: float | None) -> None:
+    """EBU Tech 3341: a sine of 1 kHz in one channel has the loudness of its mean square, 3 dB below its peak."""
+    times = np.arange(round(seconds * 48_000)) / 48_000
+    sine = np.sin(2 * np.pi * 1_000 * times) * 10 ** (-20 / 20) * gain
+    path = write(tmp_path / "a.wav", sine, 48_000, subtype="FLOAT")
+    loudness = inspect(
+        AudioSpan(path), (tmp_path,), DataLimits(min_seconds=0.1, max_seconds=30, max_bad_fraction=0), fast=False
+    ).loudness
+    assert loudness == (None if lufs is None else pytest.approx(lufs, abs=0.1))
 
 
 def test_a_file_that_unpacks_to_hours_costs_no_more_than_the_limit(tmp_path: Path) -> None:
