@@ -240,6 +240,23 @@ def test_a_text_that_cannot_be_what_is_said(tmp_path: Path) -> None:
     assert ":8: s7:" in report.warnings["characters per second"].examples[0]
 
 
+def test_a_request_for_another_text_than_the_transcript(tmp_path: Path) -> None:
+    """The transcript is what is learned; where the request asks for something else, one of the two is wrong."""
+    request = "Please generate speech for given text in reference audio's voice: "
+    heard = [{"type": "text", "text": "مرجع"}, {"type": "audio", "audio_url": "reference.wav"}]
+    rows = []
+    for number, asked in enumerate([f"{request}said: all", f"{request}said", "Speak with joy: said: all", "said: all"]):
+        said = [{"type": "text", "text": "said: all"}, {"type": "audio", "audio_url": f"{number}.wav"}]
+        user = {"role": "user", "content": [*heard, {"type": "text", "text": asked}]}
+        rows.append({"id": f"s{number}", "messages": [user, {"role": "assistant", "content": said}]})
+        write(tmp_path / f"{number}.wav", speech(seed=number))
+    report = run(tmp_path, *rows)
+    assert report.passed
+    assert [recording.text for recording in report.recordings] == ["said: all"] * 4
+    problem = report.warnings["request unlike the transcript"]
+    assert problem.examples == [f"{tmp_path / 'data.jsonl'}:2: s1: asks for {f'{request}said'!r}"]
+
+
 def test_one_row_too_many_fails_and_processes_agree(tmp_path: Path) -> None:
     for number in range(70):
         write(tmp_path / f"{number}.wav", speech(0.6, seed=number))

@@ -74,7 +74,10 @@ def conversation(
     misc, origin = row.get("misc"), row.get("origin")
     name = name_of(row.get("id"), "id") or name_of(misc.get("sample_id") if isinstance(misc, dict) else None, "id")
     system, scene, following = split_system(turns)
-    references, target = dialogue(following, plain_request=plain_request)
+    references, target, request = dialogue(following, plain_request=plain_request)
+    extra = rest(row, *_USED, used)
+    if request is not None:
+        extra = {"request": request} | (extra or {})
     return Record(
         id=name or default_id,
         speaker=name_of(row.get("speaker"), "speaker") or "",
@@ -82,7 +85,7 @@ def conversation(
         scene=scene,
         references=references,
         target=target,
-        extra=rest(row, *_USED, used),
+        extra=extra,
         origin=origin if isinstance(origin, str) else None,
     )
 

@@ -21,6 +21,7 @@ from higgsc.data.records import Audio, Record, Utterance
 _Offset = Annotated[float, Meta(ge=0, lt=1e9)]
 _Duration = Annotated[float, Meta(gt=0, lt=1e9)]
 _NONE = Raw()
+_REQUEST = f"{REQUEST} "
 _LEFT = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What says that a line is left to the careful reader."""
 
@@ -100,8 +101,9 @@ def _of_three(rows: list[_Three]) -> list[_Pair]:
         (row.speaker, system.content, reference.text, heard.audio_url, heard, said.text, spoken.audio_url, spoken)
         for row in rows
         for system, asked, answered in (row.messages,)
-        for reference, heard, _ in (asked.content,)
+        for reference, heard, request in (asked.content,)
         for said, spoken in (answered.content,)
+        if request.text == f"{_REQUEST}{said.text}"  # another request is kept, by the careful reader
     ]
 
 
@@ -121,7 +123,7 @@ def _of_five_with_transcript(rows: list[_FiveWithTranscript]) -> list[_Pair]:
     for row in rows:
         system, reference, heard, request, answered = row.messages
         said, two = answered.content
-        one, text = _audio(heard), said.text if request.content.strip() else ""
+        one, text = _audio(heard), said.text if request.content in (said.text, f"{_REQUEST}{said.text}") else ""
         made.append((row.speaker, system.content, reference.content, one.audio_url, one, text, two.audio_url, two))
     return made
 
@@ -150,12 +152,15 @@ def fast() -> Fast:
             decode, pairs = shape
             try:
                 samples: list[_Sample] = list(map(decode, lines))
-                rows = _Rows(samples, _ids(samples), pairs(samples))
+                ids, made = _ids(samples), pairs(samples)
             except _LEFT:
                 continue
+            if len(made) < len(samples):
+                return None
             if shape is not shapes[0]:
                 shapes.remove(shape)
                 shapes.insert(0, shape)
+            rows = _Rows(samples, ids, made)
             return rows if rows.sound() else None
         return None
 

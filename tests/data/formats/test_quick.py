@@ -22,12 +22,16 @@ from higgsc.data.records import Record, Rejected
 from higgsc.data.samples import SourceFile
 from higgsc.data.structure import check_structure
 
+REQUEST = "Please generate speech for given text in reference audio's voice: "
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "formats"
 CHATML = [
     json.loads(line) for line in (FIXTURES / "chatml-lines.jsonl").read_text("utf-8").splitlines() if line[1] == '"'
 ]
+CHATML[0]["messages"][1]["content"][2]["text"] = REQUEST + CHATML[0]["messages"][2]["content"][0]["text"]
 FIVE = next(row for row in CHATML if len(row["messages"]) == 4)
-CHATML.append({**FIVE, "id": "5", "messages": [*FIVE["messages"], CHATML[0]["messages"][-1]]})
+SAID = {"type": "text", "text": FIVE["messages"][3]["content"]}
+ANSWER = {"role": "assistant", "content": [SAID, CHATML[0]["messages"][-1]["content"][1]]}
+CHATML.append({**FIVE, "id": "5", "messages": [*FIVE["messages"], ANSWER]})
 CANONICAL: list[dict[str, Any]] = [
     {"id": "a", "target": {"text": "t", "audio": {"path": "a.wav", "offset": 1.0, "duration": 2}}, "speaker": "noor",
      "references": [{"text": "r", "audio": {"path": "b.wav"}}], "system": "s", "scene": "room", "extra": {"x": [1]}},
@@ -42,7 +46,7 @@ JSON = st.recursive(
 )
 TEXTS = (
     "", " ", "\ud800", "<|scene_desc_start|>x<|scene_desc_end|>", "a\nb", "x <|eot_id|>", "../../x.wav", "/etc/passwd",
-    "http://x/a.wav", "a\0b", "c:d", "x" * 2_001, "Please generate speech for given text in reference audio's voice: x",
+    "http://x/a.wav", "a\0b", "c:d", "x" * 2_001, f"{REQUEST}x",
 )  # fmt: skip
 STRANGE = JSON | st.sampled_from((*TEXTS, -1, 1e400, 10**30))
 
