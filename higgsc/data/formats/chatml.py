@@ -38,8 +38,10 @@ def is_mixed(messages: list[Any]) -> bool:
         parts = content if isinstance(content, list) else [content]
         if message.get("role") == "user":
             kinds = [part.get("type") if isinstance(part, dict) else "text" for part in parts]
-            last = parts[-1]["text"] if kinds[-1:] == ["text"] and isinstance(parts[-1], dict) else parts[-1:]
-            if kinds != ["text", "audio", "text"] or not isinstance(last, str) or REQUEST in last:
+            if kinds != ["text", "audio", "text"]:
+                return False
+            last = parts[-1].get("text") if isinstance(parts[-1], dict) else parts[-1]
+            if not isinstance(last, str) or REQUEST in last:
                 return False
         elif message.get("role") == "assistant" and any(
             isinstance(part, str) or (isinstance(part, dict) and part.get("type") == "text") for part in parts

@@ -123,6 +123,14 @@ def test_what_fits_two_formats_is_not_guessed(tmp_path: Path, row: dict[str, Any
         assert isinstance(read, Record)
 
 
+@pytest.mark.parametrize("last, form", [("said", "mixed"), (f"{REQUEST} said", "chatml"), ({"type": "text"}, "chatml")])
+def test_a_user_turn_without_a_request_is_mixed(tmp_path: Path, last: Any, form: str) -> None:
+    path = tmp_path / "a.jsonl"
+    content = ["ref", {"type": "audio", "audio_url": "a.wav"}, last]
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": content}]}))
+    assert detect(path)[0].name == form
+
+
 def test_mixed_formats_in_one_file_name_the_other_format(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     rows = [json.dumps(samples()[0]), json.dumps({"audio_filepath": "a.wav", "text": "t"})]
