@@ -30,14 +30,25 @@ class _Audio(Struct, gc=False, omit_defaults=True, tag_field="type", tag="audio"
     duration: float | None = None
 
 
-class _Turn(Struct, gc=False):
-    role: str
-    content: str | tuple[_Audio] | tuple[_Text, _Audio]
+class _System(Struct, gc=False, tag_field="role", tag="system"):
+    content: str
+
+
+class _Scene(Struct, gc=False, tag_field="role", tag="scene"):
+    content: str
+
+
+class _User(Struct, gc=False, tag_field="role", tag="user"):
+    content: str
+
+
+class _Assistant(Struct, gc=False, tag_field="role", tag="assistant"):
+    content: tuple[_Audio] | tuple[_Text, _Audio]
 
 
 class _Sample(Struct, gc=False, omit_defaults=True):
     id: str
-    messages: list[_Turn]
+    messages: list[_System | _Scene | _User | _Assistant]
     start_index: int
     speaker: str = ""
     origin: str | None = None
@@ -49,53 +60,52 @@ _RESERVED = frozenset((*_Sample.__struct_fields__, "audios")) - {"misc"}
 
 def write_canonical(records: Sequence[Record], rename: Rename | None) -> bytes:
     """A record a line."""
-    if rename is not None:
-        records = [_renamed(record, rename) for record in records]
-    return _encoder.encode_lines(records)
+    return _encoder.encode_lines(_renamed(records, rename))
 
 
 def write_chatml(records: Sequence[Record], rename: Rename | None) -> bytes:
     """The layout that the model was trained on; `start_index` is that of the target's turn."""
-    samples = [_sample(record, rename) for record in records]
-    return _encoder.encode_lines(samples)
+    return _encoder.encode_lines(list(map(_sample, _renamed(records, rename))))
 
 
-def _sample(record: Record, rename: Rename | None) -> _Sample | dict[str, Any]:
-    messages: list[_Turn] = []
+def _sample(record: Record) -> _Sample | dict[str, Any]:
+    # Without calls for the parts: they would take as long as all the rest.
+    messages: list[_System | _Scene | _User | _Assistant] = []
     if record.system is not None:
-        messages.append(_Turn("system", record.system))
+        messages.append(_System(record.system))
     if record.scene is not None:
-        messages.append(_Turn("scene", record.scene))
+        messages.append(_Scene(record.scene))
     for spoken in record.references:
-        assert spoken.audio is not None, "readers refuse a reference without audio"
-        messages.append(_Turn("user", spoken.text))
-        messages.append(_Turn("assistant", (_part(spoken.audio, rename),)))
+        heard = spoken.audio
+        assert heard is not None, "readers refuse a reference without audio"
+        messages.append(_User(spoken.text))
+        messages.append(_Assistant((_Audio(heard.path, heard.offset, heard.duration),)))
     # What follows the first words of a request is the text, even if it has such words in it itself.
     text, audio = record.target.text, record.target.audio
-    messages.append(_Turn("user", f"{REQUEST}{text}" if REQUEST in text else text))
+    messages.append(_User(f"{REQUEST}{text}" if REQUEST in text else text))
     if audio is not None:
-        messages.append(_Turn("assistant", (_Text(text), _part(audio, rename))))
-    sample = _Sample(record.id, messages, len(messages) - 1, record.speaker, record.origin)
-    if not record.extra:
-        return sample
-    if clash := sorted(_RESERVED & record.extra.keys()):
+        messages.append(_Assistant((_Text(text), _Audio(audio.path, audio.offset, audio.duration))))
+    extra = record.extra
+    if not extra:
+        return _Sample(record.id, messages, len(messages) - 1, record.speaker, record.origin)
+    if len(extra) == 1 and "misc" in extra:
+        return _Sample(record.id, messages, len(messages) - 1, record.speaker, record.origin, extra["misc"])
+    if clash := sorted(_RESERVED & extra.keys()):
         raise ValueError(f"`extra` has the fields {', '.join(clash)}, which ChatML uses itself")
-    if len(record.extra) == 1 and "misc" in record.extra:
-        sample.misc = record.extra["misc"]
-        return sample
-    return {**msgspec.to_builtins(sample), **record.extra}
+    sample = _Sample(record.id, messages, len(messages) - 1, record.speaker, record.origin)
+    return {**msgspec.to_builtins(sample), **extra}
 
 
-def _part(audio: Audio, rename: Rename | None) -> _Audio:
-    return _Audio(audio.path if rename is None else rename(audio.path), audio.offset, audio.duration)
-
-
-def _renamed(record: Record, rename: Rename) -> Record:
-    references = tuple([_moved(spoken, rename) for spoken in record.references])
-    return Record(
-        record.id, _moved(record.target, rename), references, record.speaker, record.system, record.scene,
-        record.extra, record.origin,
-    )  # fmt: skip
+def _renamed(records: Sequence[Record], rename: Rename | None) -> Sequence[Record]:
+    if rename is None:
+        return records
+    return [
+        Record(
+            record.id, _moved(record.target, rename), tuple([_moved(spoken, rename) for spoken in record.references]),
+            record.speaker, record.system, record.scene, record.extra, record.origin,
+        )
+        for record in records
+    ]  # fmt: skip
 
 
 def _moved(spoken: Utterance, rename: Rename) -> Utterance:
