@@ -314,8 +314,13 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "r.html").read_text("utf-8").startswith("<!DOCTYPE html>")
     (tmp_path / "a.wav").unlink()
     whole = [sys.executable, "-m", "higgsc", "data", *arguments, "--json"]
-    result = subprocess.run(whole, capture_output=True, text=True, check=False)
-    assert result.returncode == 1, result.stderr
+    watching, terminal = os.openpty()
+    result = subprocess.run(whole, stdout=subprocess.PIPE, stderr=terminal, text=True, check=False)
+    os.close(terminal)
+    shown = os.read(watching, 10_000).decode()
+    assert result.returncode == 1, shown
+    assert "recordings  [" in shown
+    assert "2/2" in shown
     assert json.loads(result.stdout)["errors"]["target audio: the file does not exist"]["count"] == 1
 
 
