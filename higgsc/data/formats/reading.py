@@ -23,6 +23,7 @@ from higgsc.data.formats import (
     swift,
     train_higgs_audio,
 )
+from higgsc.data.formats.fields import printable
 from higgsc.data.formats.objects import is_lines, locate_line, read_head, read_objects
 from higgsc.data.formats.protocol import Format, Rows
 from higgsc.data.records import Record, Rejected
@@ -149,7 +150,7 @@ def _record(value: Any, problem: str | None, line: int, form: Format, path: Path
     if fits and form.name not in fits:
         other, evidence = next(iter(fits.items()))
         reason += f"; the row looks like {other} ({evidence}), and the file is read as {form.name}"
-    return Rejected(id=_named(value) or name, source=path, line=line, reason=reason)
+    return Rejected(id=_named(value) or name, source=path, line=line, reason=printable(reason))
 
 
 def _named(value: Any) -> str | None:
@@ -170,7 +171,7 @@ def _evidence(path: Path) -> tuple[int, dict[str, str]]:
         if located.problem is not None:
             continue
         value = located.value
-        if found := {form.name: why for form in FORMATS.values() if (why := form.detect(value, path))}:
+        if found := {form.name: printable(why) for form in FORMATS.values() if (why := form.detect(value, path))}:
             return located.line, found
         fields = f"the fields {', '.join(map(repr, value))}" if isinstance(value, dict) else f"{value!r:.60}"
         seen = seen or (located.line, fields)

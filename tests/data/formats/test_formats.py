@@ -131,6 +131,16 @@ def test_a_user_turn_without_a_request_is_mixed(tmp_path: Path, last: Any, form:
     assert detect(path)[0].name == form
 
 
+def test_what_cannot_be_printed_is_told_on_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(samples()[0]) + '\n{"messages": [{"role": "a\\n\\ud800", "content": "x"}]}\n')
+    made = convert(SourceFile(path=path), tmp_path / "b.jsonl")
+    assert made.rejects is not None
+    assert "unknown order of turns: a\\n\\ud800;" in json.loads(made.rejects.read_text("utf-8"))["cause"]
+    path.write_text('{"messages": [{"role": "a\\n\\ud800", "content": "x"}]}\n')
+    assert detect(path)[1] == "a list `messages` with the roles a\\n\\ud800"
+
+
 def test_mixed_formats_in_one_file_name_the_other_format(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     rows = [json.dumps(samples()[0]), json.dumps({"audio_filepath": "a.wav", "text": "t"})]
