@@ -220,6 +220,11 @@ CODES: dict[str, Code] = {
         "the same samples twice",
         "`data.train` names one file two times, so that its samples would count twice.",
     ),
+    "HC365": Code(
+        "weights that do not fit the codebooks",
+        "`loss.codebooks` has a weight for each of the eight codebooks, the coarsest first. Only their ratios count:\n"
+        "the audio loss is the weighted mean of the codebooks' losses. At least one has to be above 0.",
+    ),
     "HC411": Code(
         "a file of the spec is not here",
         "Data and local models are looked for when a spec is checked or built, because a misspelt path would\n"

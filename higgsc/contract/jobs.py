@@ -95,8 +95,12 @@ class OptimizerJob(_Frozen):
 
 
 class LossJob(_Frozen):
+    """Weights of the objective; see `higgsc.train.loss.objective`."""
+
     text: float
     audio: float
+    codebooks: tuple[float, ...] = (1.0,) * 8
+    """Of each codebook in the audio loss; only their ratios count."""
 
 
 class CheckpointJob(_Frozen):

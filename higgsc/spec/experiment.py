@@ -9,8 +9,9 @@ from pydantic import BeforeValidator, Field
 from higgsc.spec.base import EnvironmentName, FilePath, Name, SpecModel
 from higgsc.spec.data import Data
 from higgsc.spec.hardware import Hardware, Parallelism
+from higgsc.spec.loss import Loss
 from higgsc.spec.site import Site
-from higgsc.spec.training import Checkpoint, Evaluate, Lora, Loss, Merge, Training
+from higgsc.spec.training import Checkpoint, Evaluate, Lora, Merge, Training
 
 
 class Model(SpecModel):

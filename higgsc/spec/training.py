@@ -68,17 +68,6 @@ class Training(SpecModel):
     """Optimizer steps between two lines of metrics."""
 
 
-class Loss(SpecModel):
-    """Weights in `total = text * text loss + audio * audio loss`.
-
-    The audio loss is the mean cross-entropy over all labelled codes, ln 1026 = 6.93 for a uniform guess."""
-
-    text: float = Field(default=1.0, ge=0)
-    """Weight of the text loss: the target's audio begin, audio end and end-of-turn tokens."""
-    audio: float = Field(default=1.0, ge=0)
-    """Weight of the audio loss."""
-
-
 class Checkpoint(SpecModel):
     """How often the adapter is saved and validated, and what is kept."""
 

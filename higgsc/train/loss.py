@@ -6,16 +6,18 @@ The heads run at labelled positions only. Over all positions, the released model
 The module returns sums, not means. An optimizer step divides them once, by the label counts of the whole global
 batch, so that every label weighs the same however the batch is split into micro-batches and processes:
 
-    objective = w_audio * sum(audio CE) / audio labels + w_text * sum(text CE) / text labels
+    objective = w_audio * audio + w_text * sum(text CE) / text labels
+    audio     = sum over codebooks k of v_k * sum(CE of k) / labels of k
 
-The audio loss is the mean over all labelled codes (ln 1026 = 6.93 for a uniform guess), not the sum of the eight
-codebooks' means that transformers' own `forward` returns.
+with codebook weights v that add up to 1. With equal weights, audio is the mean over all labelled codes (ln 1026 = 6.93
+for a uniform guess), not the sum of the eight codebooks' means that transformers' own `forward` returns.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -76,15 +78,26 @@ class LossModule(nn.Module):
         return LossSums(audio=audio.reshape(-1, codebooks).sum(dim=0), text=text)
 
 
+def weighted(sums: LossSums, weights: LossJob) -> Tensor:
+    """The sums with their weights, to be divided by the label counts: audio, text; float32 `[2]`.
+
+    A codebook's labels are an eighth of the audio labels, hence the factor on its share.
+    """
+    # Python's own sums: a tensor of weights would have to be copied to the GPU, and waited for, at each micro-batch.
+    total = sum(weights.codebooks) or 1.0
+    share = [weights.audio * len(weights.codebooks) * weight / total for weight in weights.codebooks]
+    parts = [factor * part for factor, part in zip(share, sums.audio.unbind(), strict=True)]
+    return torch.stack((torch.stack(parts).sum(), weights.text * sums.text))
+
+
 def objective(sums: LossSums, weights: LossJob, *, audio_labels: int, text_labels: int) -> Tensor:
     """A micro-batch's share of the objective; the shares of a global batch add up to the objective.
 
     Args:
         sums: Cross-entropy of the micro-batch.
-        weights: Weights of the two losses.
+        weights: Weights of the losses, and of the codebooks in the audio loss.
         audio_labels: Labelled codes of the global batch, over all codebooks.
         text_labels: Labelled text tokens of the global batch.
     """
-    audio = sums.audio.sum() / max(audio_labels, 1)
-    text = sums.text / max(text_labels, 1)
-    return weights.audio * audio + weights.text * text
+    audio, text = weighted(sums, weights).unbind()
+    return audio / max(audio_labels, 1) + text / max(text_labels, 1)

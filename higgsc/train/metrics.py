@@ -27,7 +27,7 @@ from torch import Tensor
 from higgsc.catalog.codec import CODEBOOKS
 from higgsc.contract.jobs import LossJob
 from higgsc.contract.receipts import write_atomically
-from higgsc.train.loss import LossSums
+from higgsc.train.loss import LossSums, weighted
 from higgsc.train.mesh import Mesh
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,8 @@ class SavedMeter(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sums: tuple[tuple[float, ...], ...]
-    """What each process had summed: audio by codebook, then text. Apart, because a sum depends on its order."""
+    """What each process had summed: audio by codebook, text, and both with their weights. Apart, because a sum depends
+    on its order."""
     audio_labels: int
     text_labels: int
 
@@ -57,12 +58,13 @@ class LossMeter:
 
     def reset(self) -> None:
         """Start a new stretch."""
-        self._sums = torch.zeros(CODEBOOKS + 1, dtype=torch.float64, device=self._mesh.device)
+        self._sums = torch.zeros(CODEBOOKS + 3, dtype=torch.float64, device=self._mesh.device)
         self._audio_labels = self._text_labels = 0
 
-    def add_sums(self, sums: LossSums) -> None:
-        """Add the cross-entropy of one of this process's micro-batches."""
-        self._sums += torch.cat((sums.audio.detach(), sums.text.detach()[None]))
+    def add_sums(self, sums: LossSums, weights: LossJob) -> None:
+        """Add the cross-entropy of one of this process's micro-batches, and the weights that it counted with."""
+        sums = LossSums(*(part.detach() for part in sums))
+        self._sums += torch.cat((sums.audio, sums.text[None], weighted(sums, weights)))
 
     def add_labels(self, audio: int, text: int) -> None:
         """Add labels, counted over all processes."""
@@ -83,16 +85,18 @@ class LossMeter:
             sums = torch.cat((sums.sum(dim=0, keepdim=True), others))
         self._sums = sums[self._mesh.rank].to(self._mesh.device)
 
-    def means(self, weights: LossJob) -> dict[str, float]:
-        """`loss/...` of the stretch, over all processes; every process has to ask."""
-        *audio, text = self._mesh.sum(self._sums).tolist()
+    def means(self) -> dict[str, float]:
+        """`loss/...` of the stretch, over all processes; every process has to ask.
+
+        The total is with the weights of the steps, the parts are without any. A part without labels is 0.
+        """
+        *audio, text, weighted_audio, weighted_text = self._mesh.sum(self._sums).tolist()
         per_codebook = max(self._audio_labels // CODEBOOKS, 1)
-        audio_loss = sum(audio) / (CODEBOOKS * per_codebook)
-        text_loss = text / max(self._text_labels, 1)
+        text_labels = max(self._text_labels, 1)
         return {
-            "loss/total": weights.audio * audio_loss + weights.text * text_loss,
-            "loss/text": text_loss,
-            "loss/audio": audio_loss,
+            "loss/total": weighted_audio / (CODEBOOKS * per_codebook) + weighted_text / text_labels,
+            "loss/text": text / text_labels,
+            "loss/audio": sum(audio) / (CODEBOOKS * per_codebook),
             **{f"loss/audio_codebook_{k}": value / per_codebook for k, value in enumerate(audio)},
         }
 

@@ -17,7 +17,7 @@ from higgsc.contract.state import write_state
 from higgsc.contract.stop import asked_to_stop
 from higgsc.data.store import STORE_FILE, Store
 from higgsc.train.batches import BatchPlan, pack
-from higgsc.train.checkpoint import VALIDATION_METRIC, read_checkpoint, save_checkpoint
+from higgsc.train.checkpoint import read_checkpoint, save_checkpoint
 from higgsc.train.loss import LossModule, objective
 from higgsc.train.mesh import Mesh
 from higgsc.train.metrics import FiniteGuard, LossMeter, MetricsWriter
@@ -140,7 +140,7 @@ class Training:
         """
         job, done = self._job, self._done
         self._stop_if_not_finite()
-        values = self._since_log.means(job.loss)
+        values = self._since_log.means()
         seconds = time.monotonic() - self._window_start
         values |= {
             "learning_rate": learning_rate(done - 1, job.optimizer, total=self._total),
@@ -153,7 +153,7 @@ class Training:
         figures: dict[str, float] = {}
         if saving:
             validation = self._validate()
-            figures = self._since_checkpoint.means(job.loss) | validation
+            figures = self._since_checkpoint.means() | validation
             values |= validation
         # Written before the checkpoint: one that is there has its line.
         message = metrics.write(done, values, durable=saving)
@@ -182,7 +182,7 @@ class Training:
             mesh.scaled(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
             for meter in (self._since_log, self._since_checkpoint):
-                meter.add_sums(sums)
+                meter.add_sums(sums, job.loss)
         for meter in (self._since_log, self._since_checkpoint):
             meter.add_labels(audio_labels, text_labels)
         self._window_tokens += int(self._store.lengths[samples].sum())
@@ -216,7 +216,7 @@ class Training:
         # The step's own loss and gradient were finite, but its update may still have broken the adapter.
         if not (math.isfinite(losses.audio) and math.isfinite(losses.text)):
             raise self._not_finite("the validation loss", self._done)
-        return {VALIDATION_METRIC: losses.audio, "validation/text_loss": losses.text}
+        return losses.figures(self._job.loss)
 
     def _save(self, figures: dict[str, float], *, interrupted: bool) -> None:
         """Save a checkpoint of the steps done so far, and delete those it replaces."""

@@ -133,3 +133,24 @@ def test_shares_of_a_global_batch_add_up() -> None:
     weights = LossJob(text=0.5, audio=2.0)
     assert 2 * objective(half, weights, **counts) == objective(whole, weights, **counts)
     assert objective(whole, weights, **counts) == pytest.approx(2.0 * 28 / 80 + 0.5 * 6 / 6)
+
+
+def test_codebook_weights_are_ratios() -> None:
+    sums = LossSums(audio=torch.arange(1.0, 9.0), text=torch.tensor(6.0))
+    counts = {"audio_labels": 80, "text_labels": 6}
+
+    def loss(*codebooks: float) -> float:
+        return objective(sums, LossJob(text=0, audio=2, codebooks=codebooks), **counts).item()
+
+    assert loss(*[1.0] * 8) == loss(*[3.0] * 8) == pytest.approx(2 * 36 / 80)
+    assert loss(0, 0, 5, 0, 0, 0, 0, 0) == pytest.approx(2 * 3 / 10)  # ten labels in each codebook
+    assert loss(3, 1, 0, 0, 0, 0, 0, 0) == pytest.approx(2 * (0.75 * 1 + 0.25 * 2) / 10)
+
+
+def test_only_weighted_codebooks_teach(model: Any, tokens: AudioTokens, make_sample: MakeSample) -> None:
+    batch = pack([build_sequence(make_sample(0), tokens)])
+    weights = LossJob(text=0, audio=1, codebooks=(0, 0, 1, 0, 0, 0, 0, 0))
+    objective(LossModule(model)(batch), weights, audio_labels=40, text_labels=3).backward()
+    gradient = model.audio_lm_head.weight.grad.reshape(8, 1026, -1)
+    assert [bool(part.any()) for part in gradient] == [k == 2 for k in range(8)]
+    assert model.text_lm_head.weight.grad is None or not model.text_lm_head.weight.grad.any()

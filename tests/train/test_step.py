@@ -98,6 +98,20 @@ def test_the_loss_of_the_first_step_is_that_of_the_base(project: Project) -> Non
     assert line["loss/total"] == pytest.approx(2.0 * audio + 0.5 * text, rel=1e-5)
 
 
+def test_figures_name_every_part_and_the_weighted_total(project: Project) -> None:
+    codebooks = (4.0, 2.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+    project.train(project.job(loss=LossJob(text=0.5, audio=2.0, codebooks=codebooks), log_every_steps=3))
+    (line,) = project.metrics()
+    for total, text, codebook in (
+        ("loss/total", "loss/text", "loss/audio_codebook_{}"),
+        ("validation/total_loss", "validation/text_loss", "validation/audio_codebook_{}"),
+    ):
+        losses = [line[codebook.format(k)] for k in range(8)]
+        audio = np.average(losses, weights=codebooks)
+        assert line[total] == pytest.approx(2.0 * audio + 0.5 * line[text], rel=1e-5)
+    assert line["validation/audio_loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+
+
 def test_validation_is_the_mean_over_labels(project: Project) -> None:
     store = Store.open(project.root / "store")
     base = load_base(project.job().model, root=project.root, dtype=torch.float32, device=CPU)

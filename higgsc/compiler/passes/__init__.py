@@ -16,6 +16,7 @@ from higgsc.compiler.passes.folders import folders
 from higgsc.compiler.passes.kubernetes import kubernetes
 from higgsc.compiler.passes.lora_targets import lora_targets
 from higgsc.compiler.passes.memory import memory
+from higgsc.compiler.passes.objective import objective
 from higgsc.compiler.passes.paths import paths
 from higgsc.compiler.passes.pinning import pinning
 from higgsc.compiler.passes.schedule import schedule
@@ -37,6 +38,7 @@ PASSES: tuple[Pass, ...] = (
     batch,  # needs the data-parallel ranks of `topology`; its way out, the adapter's modules
     schedule,
     unlikely,
+    objective,
     memory,  # needs the mesh, the accumulation and the adapter's modules
     time_limit,  # the same
     site,

@@ -71,7 +71,7 @@ def _train(ir: Ir) -> Step:
             epochs=training.epochs,
             steps=training.steps,
         ),
-        loss=jobs.LossJob(text=spec.loss.text, audio=spec.loss.audio),
+        loss=jobs.LossJob(text=spec.loss.text, audio=spec.loss.audio, codebooks=spec.loss.codebooks),
         checkpoint=jobs.CheckpointJob(every_steps=spec.checkpoint.every_steps, keep_last=spec.checkpoint.keep_last),
         checkpoints=f"{ir.text('output')}/checkpoints",
         log_every_steps=training.log_every_steps,

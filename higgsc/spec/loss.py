@@ -1,0 +1,25 @@
+"""What the training minimises."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from higgsc.spec.base import SpecModel
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Loss(SpecModel):
+    """Weights in `total = text * text loss + audio * audio loss`.
+
+    The audio loss is the mean cross-entropy over all labelled codes, ln 1026 = 6.93 for a uniform guess."""
+
+    text: Weight = 1.0
+    """Weight of the text loss: the target's audio begin, audio end and end-of-turn tokens."""
+    audio: Weight = 1.0
+    """Weight of the audio loss."""
+    codebooks: tuple[Weight, ...] = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    """Weights of the eight codebooks in the total's audio loss, first the coarsest. Only their ratios count: the audio
+    loss is their weighted mean. The figures `loss/audio` and `validation/audio_loss` leave these weights out."""
