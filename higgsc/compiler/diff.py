@@ -27,6 +27,7 @@ _EFFECTS: dict[str, tuple[Effect, str]] = {
     "secrets": ("cosmetic", ""),
     "merge": ("cosmetic", "repeats merge and evaluate"),
     "evaluate": ("cosmetic", "repeats evaluate"),
+    "tracking": ("cosmetic", "where the figures are shown"),
     "checkpoint": ("resume-safe", ""),
     "hardware": ("resume-safe", "the same samples on other ranks"),
     "parallelism": ("resume-safe", "the same samples on other ranks"),

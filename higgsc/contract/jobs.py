@@ -103,6 +103,15 @@ class LossJob(_Frozen):
     """Of each codebook in the audio loss; only their ratios count."""
 
 
+class TrackingJob(_Frozen):
+    """Where the figures are shown, beside `metrics.jsonl`."""
+
+    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    project: str = "higgsc"
+    entity: str | None = None
+    offline: bool = False
+
+
 class CheckpointJob(_Frozen):
     every_steps: int
     keep_last: int
@@ -151,6 +160,7 @@ class TrainJob(JobBase):
     checkpoints: str
     """Folder of the checkpoints, relative to the project root."""
     log_every_steps: int
+    tracking: TrackingJob = TrackingJob()
 
 
 class MergeJob(JobBase):

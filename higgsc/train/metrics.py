@@ -1,17 +1,17 @@
 """Figures of a training: summed on the device, read back now and then, written where people look.
 
     <run>/metrics.jsonl     one JSON object a line, always written
-    <run>/tensorboard/      the same figures
-    the log                 one short line
+    trackers                the same figures, where the spec says: TensorBoard, W&B, trackio
 
-Names: `loss/total`, `loss/text`, `loss/audio`, `loss/audio_codebook_0` to `_7`, `learning_rate`, `grad_norm`,
-`epoch`, `tokens_per_second`, `samples_per_second`, `validation/audio_loss`, `validation/text_loss`.
+Names: `loss/total`, `loss/text`, `loss/audio`, `loss/audio_codebook_0` to `_7`; `validation/total_loss`,
+`validation/text_loss`, `validation/audio_loss`, `validation/audio_codebook_0` to `_7`; `learning_rate`, `grad_norm`,
+`epoch`; and those of `speed.py`: `tokens_per_second`, `samples_per_second`, `speech_hours_per_hour`, `mfu`,
+`gpu_memory_gb`.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from collections.abc import Mapping
@@ -20,21 +20,15 @@ from types import TracebackType
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from higgsc.catalog.codec import CODEBOOKS
-from higgsc.contract.jobs import LossJob
+from higgsc.contract.jobs import LossJob, TrainJob
 from higgsc.contract.receipts import write_atomically
 from higgsc.train.loss import LossSums, weighted
 from higgsc.train.mesh import Mesh
-
-logger = logging.getLogger(__name__)
-
-_CONSOLE = {"loss/total": "loss", "loss/audio": "audio", "loss/text": "text", "grad_norm": "norm",
-            "learning_rate": "lr", "tokens_per_second": "tok/s", "validation/audio_loss": "validation audio",
-            "validation/text_loss": "validation text"}  # fmt: skip
+from higgsc.train.tracking.open import open_trackers
+from higgsc.train.tracking.tracker import Guarded
 
 
 class SavedMeter(BaseModel):
@@ -124,73 +118,58 @@ class FiniteGuard:
 class MetricsWriter:
     """Writes figures of optimizer steps; used as a context manager, by the first process only.
 
-    On a terminal a progress bar shows the newest audio loss, elsewhere each set of figures is one line of the log.
-
     Args:
+        job: Says which trackers show the figures.
         run: The run's folder.
-        total: Optimizer steps of the training.
-        start: Optimizer steps that an earlier attempt did. What it wrote about later ones is removed: they come again.
+        start: The last optimizer step whose figures an earlier attempt wrote for good. What it wrote about later ones
+            is removed: they come again.
         enabled: False on every process but the first; nothing is written then.
     """
 
-    def __init__(self, run: Path, total: int, *, start: int, enabled: bool) -> None:
-        self._run, self._total, self._start, self._enabled = run, total, start, enabled
-        console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
-            TimeRemainingColumn(), console=console, disable=not (enabled and console.is_terminal),
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=total, completed=start)
+    def __init__(self, job: TrainJob, run: Path, *, start: int, enabled: bool) -> None:
+        self._job, self._run, self._start, self._enabled = job, run, start, enabled
+        self._trackers: list[Guarded] = []
 
     def __enter__(self) -> MetricsWriter:
         if self._enabled:
-            # TensorBoard takes half a second to import; only the first process needs it.
-            from torch.utils.tensorboard import SummaryWriter
-
             self._run.mkdir(parents=True, exist_ok=True)
             path = self._run / "metrics.jsonl"
             _keep_lines(path, self._start)
             self._lines = path.open("a", encoding="utf-8")
-            # Events of later steps stay in their file, but TensorBoard hides them.
-            self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=self._start + 1)
-            self._bar.start()
+            self._trackers = open_trackers(self._job, self._run, start=self._start)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._enabled:
-            self._bar.stop()
-            self._board.close()
             self._lines.close()
+        for tracker in self._trackers:
+            tracker.close()
 
-    def advance(self, step: int) -> None:
-        """Move the progress bar."""
-        self._bar.update(self._task, completed=step)
-
-    def write(self, step: int, values: Mapping[str, float], *, durable: bool) -> str:
-        """Write the figures of optimizer step `step` (1-based); returns the main ones as a short text.
+    def write(self, step: int, values: Mapping[str, float], *, durable: bool) -> None:
+        """Write the figures of optimizer step `step` (1-based).
 
         Args:
             step: Optimizer steps done.
             values: Figures by name.
             durable: Whether they have to be on disk before it returns, for a checkpoint that counts on them.
         """
-        text = "  ".join(f"{short} {values[name]:.4g}" for name, short in _CONSOLE.items() if name in values)
         if not self._enabled:
-            return text
+            return
         self._lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         self._lines.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.scalars(step, values)
         if durable:
             os.fsync(self._lines.fileno())
-            self._board.flush()
-        if self._bar.disable:
-            logger.info("step %d/%d  %s", step, self._total, text)
-        else:
-            self._bar.update(self._task, description=f"audio loss {values['loss/audio']:.3f}")
-        return text
+            for tracker in self._trackers:
+                tracker.flush()
+
+    def speech(self, step: int, name: str, wav: Path, caption: str) -> None:
+        """Show a recording, made after `step` optimizer steps."""
+        for tracker in self._trackers:
+            tracker.speech(step, name, wav, caption)
 
 
 def _keep_lines(path: Path, last: int) -> None:

@@ -27,6 +27,7 @@ from higgsc.contract.outcome import StepError
 from higgsc.train.checkpoint import damaged, write_tensors
 from higgsc.train.mesh import Mesh
 from higgsc.train.metrics import SavedMeter
+from higgsc.train.speed import Window
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -48,9 +49,7 @@ class Progress(BaseModel):
     """Of the last step, should its figures still have to be written."""
     since_log: SavedMeter
     since_checkpoint: SavedMeter
-    window_tokens: int
-    window_samples: int
-    window_seconds: float
+    window: Window
     """Since the last figures were written."""
 
 

@@ -27,7 +27,7 @@ from higgsc.train.resume import changed
 from .conftest import Project
 
 SPECS = Path(__file__).parents[2] / "specs"
-CLOCK = {"time", "tokens_per_second", "samples_per_second"}
+CLOCK = {"time", "tokens_per_second", "samples_per_second", "speech_hours_per_hour"}
 
 
 def long_job(project: Project, **changes: Any) -> TrainJob:

@@ -24,6 +24,7 @@ from higgsc.compiler.passes.site import site
 from higgsc.compiler.passes.steps import steps
 from higgsc.compiler.passes.time_limit import time_limit
 from higgsc.compiler.passes.topology import topology
+from higgsc.compiler.passes.tracking import tracking
 from higgsc.compiler.passes.unlikely import unlikely
 
 Pass = Callable[[Ir, Sink], Ir]
@@ -39,6 +40,7 @@ PASSES: tuple[Pass, ...] = (
     schedule,
     unlikely,
     objective,
+    tracking,
     memory,  # needs the mesh, the accumulation and the adapter's modules
     time_limit,  # the same
     site,
