@@ -248,9 +248,9 @@ CODES: dict[str, Code] = {
     ),
     "HC414": Code(
         "a package for tracking is not here",
-        "`tracking.to` names a tool whose package is no part of higgsc: `pip install wandb`, or `pip install trackio`,\n"
-        "in the environment of the steps. The train step looks for it before it loads anything, and refuses. Here it is\n"
-        "a warning, because the training may run in another environment.",
+        "`tracking.to` names a tool whose package is no part of higgsc: `pip install wandb` or `pip install trackio`\n"
+        "in the environment of the steps. The train step looks for it before it loads anything, and refuses. Here it\n"
+        "is a warning, because the training may run in another environment.",
         "warning",
     ),
     "HC421": Code(

@@ -112,9 +112,18 @@ class TrackingJob(_Frozen):
     offline: bool = False
 
 
+class SamplesJob(_Frozen):
+    """Prompts that the model speaks at each checkpoint."""
+
+    count: int = 0
+    prompts: Literal["held-out", "training"] = "held-out"
+    temperature: float = 0.7
+
+
 class CheckpointJob(_Frozen):
     every_steps: int
     keep_last: int
+    samples: SamplesJob = SamplesJob()
 
 
 class JobBase(_Frozen):

@@ -77,6 +77,9 @@ class Checkpoint(SpecModel):
     A training that is killed goes on from the newest whole checkpoint."""
     keep_last: int = Field(default=3, ge=1)
     """Newest checkpoints that are kept, beside the best one."""
+    samples: int = Field(default=0, ge=0, le=16)
+    """Prompts that the model speaks at each checkpoint, and once before the training: `samples/step-N/*.wav` and the
+    trackers. Which prompts and how, `evaluate` says."""
 
 
 class Merge(SpecModel):

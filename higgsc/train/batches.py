@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from higgsc.contract.jobs import BatchJob, OptimizerJob
 from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.train.seeds import Purpose, sequence
 from higgsc.train.sequence import Sequence
 
 Indices = NDArray[np.int64]
@@ -30,7 +31,7 @@ def epoch_order(seed: int, epoch: int, samples: int) -> Indices:
     Sorts raw Philox output rather than calling `Generator.permutation`: numpy keeps the streams of its bit
     generators the same from version to version, but not what `Generator` makes of them (NEP 19).
     """
-    keys = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(samples)
+    keys = np.random.Philox(sequence(seed, Purpose.ORDER, epoch)).random_raw(samples)
     order: Indices = np.argsort(keys, kind="stable").astype(np.int64)
     order.flags.writeable = False  # shared by all callers
     return order

@@ -77,6 +77,10 @@ class LossModule(nn.Module):
         text = cross_entropy(text_logits, batch.text_labels, reduction="sum")
         return LossSums(audio=audio.reshape(-1, codebooks).sum(dim=0), text=text)
 
+    def generate(self, **inputs: Any) -> Any:
+        """The model's own `generate`. Here, because a sharded model has to be entered by its outermost module."""
+        return self.causal.generate(**inputs)
+
 
 def weighted(sums: LossSums, weights: LossJob) -> Tensor:
     """The sums with their weights, to be divided by the label counts: audio, text; float32 `[2]`.

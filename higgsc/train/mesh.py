@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from higgsc.contract.jobs import MeshJob
@@ -59,6 +59,11 @@ class Mesh:
         """Whether this process is the one that writes and reports."""
         return self.rank == 0
 
+    @property
+    def in_step(self) -> bool:
+        """Whether a forward pass of one process needs those of others at the same time."""
+        return self._sharded
+
     def distribute(self, module: LossModule) -> None:
         """Shard a module's parameters, in place; to be done before an optimizer sees them."""
         if not self._sharded:
@@ -66,6 +71,7 @@ class Mesh:
         for layer in module.causal.model.layers:
             fully_shard(layer, mesh=self._devices)
         fully_shard(module, mesh=self._devices)
+        register_fsdp_forward_method(module, "generate")
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss to call `backward` on; undoes the average that FSDP2 takes over the processes."""

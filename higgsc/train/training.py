@@ -25,6 +25,7 @@ from higgsc.train.optimizer import adamw, clip_gradients, learning_rate, set_lea
 from higgsc.train.progress import Progress, moments, read_progress, restore, seed_dropout, writer
 from higgsc.train.reporter import Reporter
 from higgsc.train.resume import versions
+from higgsc.train.samples import Samples
 from higgsc.train.sequence import AudioTokens, build_sequence, label_counts
 from higgsc.train.shelf import prune_checkpoints
 from higgsc.train.speed import Speed
@@ -70,6 +71,7 @@ class Training:
         self._parameters = list(self._adapter.values())
         self._optimizer = adamw(self._parameters, job.optimizer)
 
+        self._samples = Samples(job, context, mesh, self._module, store, autocast=self._autocast)
         self._guard = FiniteGuard(mesh)
         self._since_log, self._since_checkpoint = LossMeter(mesh), LossMeter(mesh)
         self._speed = Speed(job, mesh, store)
@@ -105,6 +107,8 @@ class Training:
             self._job, self._run, total=self._total, start=start, reported=self._reported, enabled=mesh.is_first
         ) as reporter:
             try:
+                if start == 0 and self._samples.due_at_start():
+                    self._samples.speak(0, reporter.speech, self._stop_if_asked)
                 while True:
                     due = self._done > self._reported and self._is_due(self._done)
                     if due or self._done == start or self._done % BETWEEN_VOTES[mesh.device.type] == 0:
@@ -131,6 +135,10 @@ class Training:
 
     def _is_checkpoint(self, done: int) -> bool:
         return done % self._job.checkpoint.every_steps == 0 or done == self._total
+
+    def _stop_if_asked(self) -> None:
+        if self._mesh.any(asked_to_stop(self._run)):
+            raise _AskedToStopError
 
     def _vote(self) -> None:
         """Stop if any process was asked to, and save if the first was asked to save. Every process has to come here."""
@@ -167,6 +175,7 @@ class Training:
             validation = self._validate()
             figures = self._since_checkpoint.means() | validation
             values |= validation
+            self._samples.speak(done, reporter.speech, self._stop_if_asked)
         # Written before the checkpoint: one that is there has its line.
         reporter.figures(done, values, durable=saving)
         self._since_log.reset()
@@ -211,8 +220,8 @@ class Training:
             return {}
 
         def before_row(number: int) -> None:
-            if number % BETWEEN_VOTES[self._mesh.device.type] == 0 and self._mesh.any(asked_to_stop(self._run)):
-                raise _AskedToStopError
+            if number % BETWEEN_VOTES[self._mesh.device.type] == 0:
+                self._stop_if_asked()
 
         losses = validation_losses(
             self._module,

@@ -204,7 +204,7 @@ def project(tmp_path: Path) -> Project:
                 for _ in range(2)
             ]
             segments = Segments(
-                prefix=random.integers(0, 256, 5), middle=random.integers(0, 256, 6), suffix=np.array([263, 261])
+                prefix=random.integers(0, 256, 5), middle=random.integers(0, 256, 9), suffix=np.array([263, 261])
             )
             assert not np.isin(segments.suffix, (ids.placeholder, ids.delay)).any()
             store.add_sample(

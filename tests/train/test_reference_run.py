@@ -65,14 +65,17 @@ def reference_losses(store: Store, *, seed: int, batch: int, targets: list[str],
         tiny_path("model"), use_text_head=True, dtype=torch.float32
     )
     config = model.config
-    torch.manual_seed(seed)
+    torch.manual_seed(int(np.random.SeedSequence(seed, spawn_key=(2,)).generate_state(1, np.uint64)[0]))
     lora = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0)
     model = peft.get_peft_model(model, lora).train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=PEAK, weight_decay=DECAY)
 
     epochs = -(-STEPS * batch // len(store.train))
-    keys = [np.random.Philox(np.random.SeedSequence((seed, e))).random_raw(len(store.train)) for e in range(epochs)]
+    keys = [
+        np.random.Philox(np.random.SeedSequence(seed, spawn_key=(1, e))).random_raw(len(store.train))
+        for e in range(epochs)
+    ]
     order = store.train[np.concatenate([np.argsort(k, kind="stable") for k in keys])]
     losses = []
     for step in range(STEPS):

@@ -11,6 +11,7 @@ from higgsc.compiler.diagnostics import Sink
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.plan import Resources, Step
 from higgsc.contract import jobs
+from higgsc.spec.training import Evaluate
 
 
 def steps(ir: Ir, sink: Sink) -> Ir:
@@ -72,7 +73,16 @@ def _train(ir: Ir) -> Step:
             steps=training.steps,
         ),
         loss=jobs.LossJob(text=spec.loss.text, audio=spec.loss.audio, codebooks=spec.loss.codebooks),
-        checkpoint=jobs.CheckpointJob(every_steps=spec.checkpoint.every_steps, keep_last=spec.checkpoint.keep_last),
+        checkpoint=jobs.CheckpointJob(
+            every_steps=spec.checkpoint.every_steps,
+            keep_last=spec.checkpoint.keep_last,
+            samples=jobs.SamplesJob(
+                count=spec.checkpoint.samples,
+                # The same prompts, spoken the same way, as in the evaluation after the training.
+                prompts=(spec.evaluate or Evaluate()).prompts,
+                temperature=(spec.evaluate or Evaluate()).temperature,
+            ),
+        ),
         checkpoints=f"{ir.text('output')}/checkpoints",
         log_every_steps=training.log_every_steps,
         tracking=jobs.TrackingJob(**spec.tracking.model_dump()),
