@@ -94,6 +94,13 @@ class OptimizerJob(_Frozen):
     steps: int | None
 
 
+class ContrastiveJob(_Frozen):
+    """Contrastive voice similarity; see `higgsc.train.contrastive`."""
+
+    weight: float
+    temperature: float
+
+
 class LossJob(_Frozen):
     """Weights of the objective; see `higgsc.train.loss.objective`."""
 
@@ -101,6 +108,7 @@ class LossJob(_Frozen):
     audio: float
     codebooks: tuple[float, ...] = (1.0,) * 8
     """Of each codebook in the audio loss; only their ratios count."""
+    contrastive: ContrastiveJob | None = None
 
 
 class TrackingJob(_Frozen):

@@ -203,6 +203,8 @@ class Store:
         """Numbers of the samples to train on, ascending."""
         self.validation: npt.NDArray[np.int64] = np.flatnonzero(self._samples["validation"])
         """Numbers of the samples held out, ascending."""
+        self.speaker_numbers: npt.NDArray[np.int64] = self._samples["speaker"].astype(np.int64)
+        """Each sample's speaker as an index into `speakers`, `[n]`."""
         self.target_frames: npt.NDArray[np.int64] = self._frames_of("target")
         """Frames of each sample's target, `[n]`."""
         self.reference_frames: npt.NDArray[np.int64] = self._frames_of("reference")

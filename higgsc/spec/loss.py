@@ -11,8 +11,18 @@ from higgsc.spec.base import SpecModel
 Weight = Annotated[float, Field(ge=0)]
 
 
+class Contrastive(SpecModel):
+    """Contrastive voice similarity: the target's hidden states are to be nearer to those of its own reference than to
+    those of other speakers in the micro-batch, over all GPUs (InfoNCE). Needs data of several speakers."""
+
+    weight: Weight = 0.1
+    """Weight in the total."""
+    temperature: float = Field(default=0.1, gt=0, le=10)
+    """Divides the similarities, which lie between -1 and 1; the lower, the more the nearest voices count."""
+
+
 class Loss(SpecModel):
-    """Weights in `total = text * text loss + audio * audio loss`.
+    """Weights in `total = text * text loss + audio * audio loss`, and more where it is asked for.
 
     The audio loss is the mean cross-entropy over all labelled codes, ln 1026 = 6.93 for a uniform guess."""
 
@@ -23,3 +33,5 @@ class Loss(SpecModel):
     codebooks: tuple[Weight, ...] = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
     """Weights of the eight codebooks in the total's audio loss, first the coarsest. Only their ratios count: the audio
     loss is their weighted mean. The figures `loss/audio` and `validation/audio_loss` leave these weights out."""
+    contrastive: Contrastive | None = None
+    """Contrastive voice similarity; off if not given."""

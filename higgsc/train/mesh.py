@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -118,6 +119,13 @@ class Mesh:
         dist.all_gather(parts, values)
         return [part.tolist() for part in parts]
 
+    def gather_rows(self, values: Tensor) -> Tensor:
+        """The rows `[n, ...]` of every process, in order, `[N, ...]`, with gradient; every process has to ask."""
+        if self.world_size == 1:
+            return values
+        rows: Tensor = _GatherRows.apply(values, self.rank, self.world_size)  # type: ignore[no-untyped-call]
+        return rows
+
     def on_first(self, work: Callable[[], int]) -> int:
         """Let the first process do something while the others wait; every process gets its answer, 0 or above.
 
@@ -164,6 +172,23 @@ class Mesh:
         result = values.clone()
         dist.all_reduce(result, operation)
         return result
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather; what comes back for a row is the sum of what all processes have for it."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rank: int, size: int) -> Tensor:
+        ctx.own = slice(rank * len(values), (rank + 1) * len(values))
+        parts = [torch.empty_like(values) for _ in range(size)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        summed = gradient.contiguous().clone()
+        dist.all_reduce(summed)
+        return summed[ctx.own], None, None
 
 
 @contextmanager

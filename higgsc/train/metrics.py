@@ -3,10 +3,10 @@
     <run>/metrics.jsonl     one JSON object a line, always written
     trackers                the same figures, where the spec says: TensorBoard, W&B, trackio
 
-Names: `loss/total`, `loss/text`, `loss/audio`, `loss/audio_codebook_0` to `_7`; `validation/total_loss`,
-`validation/text_loss`, `validation/audio_loss`, `validation/audio_codebook_0` to `_7`; `learning_rate`, `grad_norm`,
-`epoch`; and those of `speed.py`: `tokens_per_second`, `samples_per_second`, `speech_hours_per_hour`, `mfu`,
-`gpu_memory_gb`.
+Names: `loss/total`, `loss/text`, `loss/audio`, `loss/audio_codebook_0` to `_7`, `loss/contrastive`;
+`validation/total_loss`, `validation/text_loss`, `validation/audio_loss`, `validation/audio_codebook_0` to `_7`;
+`learning_rate`, `grad_norm`, `epoch`; and those of `speed.py`: `tokens_per_second`, `samples_per_second`,
+`speech_hours_per_hour`, `mfu`, `gpu_memory_gb`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ class SavedMeter(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sums: tuple[tuple[float, ...], ...]
-    """What each process had summed: audio by codebook, text, and both with their weights. Apart, because a sum depends
-    on its order."""
+    """What each process had summed: audio by codebook, text, contrastive, and the three with their weights. Apart,
+    because a sum depends on its order."""
     audio_labels: int
     text_labels: int
+    anchors: int
 
 
 class LossMeter:
@@ -52,27 +53,30 @@ class LossMeter:
 
     def reset(self) -> None:
         """Start a new stretch."""
-        self._sums = torch.zeros(CODEBOOKS + 3, dtype=torch.float64, device=self._mesh.device)
-        self._audio_labels = self._text_labels = 0
+        self._sums = torch.zeros(CODEBOOKS + 5, dtype=torch.float64, device=self._mesh.device)
+        self._audio_labels = self._text_labels = self._anchors = 0
 
     def add_sums(self, sums: LossSums, weights: LossJob) -> None:
         """Add the cross-entropy of one of this process's micro-batches, and the weights that it counted with."""
         sums = LossSums(*(part.detach() for part in sums))
-        self._sums += torch.cat((sums.audio, sums.text[None], weighted(sums, weights)))
+        self._sums += torch.cat((sums.audio, sums.text[None], sums.contrastive[None], weighted(sums, weights)))
 
-    def add_labels(self, audio: int, text: int) -> None:
-        """Add labels, counted over all processes."""
+    def add_labels(self, audio: int, text: int, anchors: int) -> None:
+        """Add labels, and samples with a contrastive loss, counted over all processes."""
         self._audio_labels += audio
         self._text_labels += text
+        self._anchors += anchors
 
     def save(self) -> SavedMeter:
         """What the stretch holds so far; every process has to ask."""
         sums = tuple(map(tuple, self._mesh.gather(self._sums)))
-        return SavedMeter(sums=sums, audio_labels=self._audio_labels, text_labels=self._text_labels)
+        return SavedMeter(
+            sums=sums, audio_labels=self._audio_labels, text_labels=self._text_labels, anchors=self._anchors
+        )
 
     def load(self, saved: SavedMeter) -> None:
         """Go on with a saved stretch. Of other processes than now, the first takes over what all had summed."""
-        self._audio_labels, self._text_labels = saved.audio_labels, saved.text_labels
+        self._audio_labels, self._text_labels, self._anchors = saved.audio_labels, saved.text_labels, saved.anchors
         sums = torch.tensor(saved.sums, dtype=torch.float64)
         if len(sums) != self._mesh.world_size:
             others = torch.zeros(self._mesh.world_size - 1, sums.shape[1], dtype=torch.float64)
@@ -82,15 +86,19 @@ class LossMeter:
     def means(self) -> dict[str, float]:
         """`loss/...` of the stretch, over all processes; every process has to ask.
 
-        The total is with the weights of the steps, the parts are without any. A part without labels is 0.
+        The total is with the weights of the steps, the parts are without any. A part without labels is 0;
+        `loss/contrastive` is left out where no sample had another speaker beside it.
         """
-        *audio, text, weighted_audio, weighted_text = self._mesh.sum(self._sums).tolist()
+        *audio, text, contrastive, total_audio, total_text, total_contrastive = self._mesh.sum(self._sums).tolist()
         per_codebook = max(self._audio_labels // CODEBOOKS, 1)
         text_labels = max(self._text_labels, 1)
+        anchors = max(self._anchors, 1)
+        total = total_audio / (CODEBOOKS * per_codebook) + total_text / text_labels + total_contrastive / anchors
         return {
-            "loss/total": weighted_audio / (CODEBOOKS * per_codebook) + weighted_text / text_labels,
+            "loss/total": total,
             "loss/text": text / text_labels,
             "loss/audio": sum(audio) / (CODEBOOKS * per_codebook),
+            **({"loss/contrastive": contrastive / anchors} if self._anchors else {}),
             **{f"loss/audio_codebook_{k}": value / per_codebook for k, value in enumerate(audio)},
         }
 

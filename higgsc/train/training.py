@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 
 from higgsc.contract.jobs import StepContext, TrainJob
 from higgsc.contract.outcome import Interrupted, StepError
@@ -17,6 +18,7 @@ from higgsc.contract.stop import asked_to_save, asked_to_stop, forget_save
 from higgsc.data.store import STORE_FILE, Store
 from higgsc.train.batches import BatchPlan, pack
 from higgsc.train.checkpoint import read_checkpoint, save_checkpoint
+from higgsc.train.contrastive import Voices, count_anchors, info_nce, pooled, voices
 from higgsc.train.loss import LossModule, objective
 from higgsc.train.mesh import Mesh
 from higgsc.train.metrics import FiniteGuard, LossMeter
@@ -64,7 +66,7 @@ class Training:
         self._model: PeftModel = add_lora(base, job.lora, job.seed)
         # Adapters are float32; autocast computes with them in the base's number format.
         self._autocast = torch.bfloat16 if bf16 else None
-        self._module = LossModule(self._model).train()
+        self._module = LossModule(self._model, self._compare).train()
         mesh.distribute(self._module)
         # Taken once: after a forward pass, FSDP2 may show a module's gathered parameters instead of its shards.
         self._adapter = adapter_parameters(self._model)
@@ -191,20 +193,27 @@ class Training:
         seed_dropout(job.seed, mesh.rank, step)
         samples = self._plan.global_batch(step)
         audio_labels, text_labels = (int(n.sum()) for n in label_counts(self._store.target_frames[samples]))
+        anchors = 0
+        if job.loss.contrastive is not None:
+            anchors = count_anchors(self._store.speaker_numbers[samples.reshape(job.batch.accumulation, -1)])
         losses = []
         rows = self._plan.micro_batches(step, mesh.rank)
         for number, row in enumerate(rows, start=1):
-            batch = pack([build_sequence(self._store.sample(int(index)), self._tokens) for index in row])
+            stored = [self._store.sample(int(index)) for index in row]
+            batch = pack([build_sequence(sample, self._tokens) for sample in stored])
+            compared = None
+            if job.loss.contrastive is not None:
+                compared = voices(stored, self._store.speaker_numbers[row]).to(mesh.device)
             mesh.accumulate(self._module, last=number == len(rows))
             with torch.autocast(mesh.device.type, self._autocast, enabled=self._autocast is not None):
-                sums = self._module(batch.to(mesh.device))
-            loss = objective(sums, job.loss, audio_labels=audio_labels, text_labels=text_labels)
+                sums = self._module(batch.to(mesh.device), compared)
+            loss = objective(sums, job.loss, audio_labels=audio_labels, text_labels=text_labels, anchors=anchors)
             mesh.scaled(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
             for meter in (self._since_log, self._since_checkpoint):
                 meter.add_sums(sums, job.loss)
         for meter in (self._since_log, self._since_checkpoint):
-            meter.add_labels(audio_labels, text_labels)
+            meter.add_labels(audio_labels, text_labels, anchors)
         self._speed.add(samples)
 
         mesh.reduce_gradients(self._parameters)
@@ -213,6 +222,18 @@ class Training:
         set_learning_rate(self._optimizer, learning_rate(step, job.optimizer, total=self._total))
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def _compare(self, hidden: Tensor, where: Voices) -> Tensor:
+        """The contrastive loss of a row, summed over its samples."""
+        assert self._job.loss.contrastive is not None, "a row comes with its voices only where they are compared"
+        mesh = self._mesh
+        return info_nce(
+            *pooled(hidden, where),
+            where.speakers,
+            temperature=self._job.loss.contrastive.temperature,
+            gather=mesh.gather_rows,
+            first=mesh.rank * len(where.speakers),
+        )
 
     def _validate(self) -> dict[str, float]:
         """The losses of the held-out samples; empty where there are none."""

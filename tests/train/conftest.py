@@ -211,7 +211,7 @@ def project(tmp_path: Path) -> Project:
                 segments,
                 reference=clips[0],
                 target=clips[1],
-                speaker="a",
+                speaker="abc"[number % 3],
                 validation=number in (2, 5, 8),
                 record={"id": f"sample-{number}"},
             )

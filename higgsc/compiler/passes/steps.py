@@ -72,7 +72,7 @@ def _train(ir: Ir) -> Step:
             epochs=training.epochs,
             steps=training.steps,
         ),
-        loss=jobs.LossJob(text=spec.loss.text, audio=spec.loss.audio, codebooks=spec.loss.codebooks),
+        loss=jobs.LossJob(**spec.loss.model_dump()),
         checkpoint=jobs.CheckpointJob(
             every_steps=spec.checkpoint.every_steps,
             keep_last=spec.checkpoint.keep_last,
