@@ -225,6 +225,17 @@ CODES: dict[str, Code] = {
         "`loss.codebooks` has a weight for each of the eight codebooks, the coarsest first. Only their ratios count:\n"
         "the audio loss is the weighted mean of the codebooks' losses. At least one has to be above 0.",
     ),
+    "HC366": Code(
+        "a schedule that cannot be followed",
+        "`loss.schedule` has points in the order of their steps, with factors on the weights of the loss; between two\n"
+        "points the factor is linear. The codebooks have eight factors at each point, of which one is above 0. What\n"
+        "is scheduled has to be switched on.",
+    ),
+    "HC367": Code(
+        "a voice without others to tell it from",
+        "The contrastive loss compares the samples that all ranks have in one micro-batch: `micro_batch.samples`\n"
+        "times the data-parallel ranks. One sample has nothing to be compared with.",
+    ),
     "HC411": Code(
         "a file of the spec is not here",
         "Data and local models are looked for when a spec is checked or built, because a misspelt path would\n"

@@ -34,6 +34,7 @@ _EFFECTS: dict[str, tuple[Effect, str]] = {
     "loss": ("resume-safe", "another objective from the next step on"),
     "training": ("resume-safe", ""),
     "training.global_batch": ("changes the data order", "other samples in each step"),
+    "training.curriculum": ("changes the data order", "other samples in each step"),
     "training.weight_decay": ("needs a new optimizer", "AdamW keeps its own"),
     "precision": ("needs a new optimizer", "other numbers from the next step on"),
     "seed": ("changes the data order", ""),

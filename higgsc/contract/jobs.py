@@ -101,6 +101,33 @@ class ContrastiveJob(_Frozen):
     temperature: float
 
 
+class PointJob(_Frozen):
+    step: int
+    factor: float
+
+
+class CodebookPointJob(_Frozen):
+    step: int
+    factors: tuple[float, ...]
+
+
+class ScheduleJob(_Frozen):
+    """Factors on the weights of the loss by step, linear between the points; see `higgsc.train.curriculum`."""
+
+    text: tuple[PointJob, ...] = ()
+    audio: tuple[PointJob, ...] = ()
+    contrastive: tuple[PointJob, ...] = ()
+    codebooks: tuple[CodebookPointJob, ...] = ()
+
+
+class LengthJob(_Frozen):
+    """How the longest sample that is trained on grows; see `higgsc.train.curriculum`."""
+
+    start_seconds: float
+    max_seconds: float
+    steps: int
+
+
 class LossJob(_Frozen):
     """Weights of the objective; see `higgsc.train.loss.objective`."""
 
@@ -109,6 +136,7 @@ class LossJob(_Frozen):
     codebooks: tuple[float, ...] = (1.0,) * 8
     """Of each codebook in the audio loss; only their ratios count."""
     contrastive: ContrastiveJob | None = None
+    schedule: ScheduleJob | None = None
 
 
 class TrackingJob(_Frozen):
@@ -178,6 +206,7 @@ class TrainJob(JobBase):
     """Folder of the checkpoints, relative to the project root."""
     log_every_steps: int
     tracking: TrackingJob = TrackingJob()
+    curriculum: LengthJob | None = None
 
 
 class MergeJob(JobBase):

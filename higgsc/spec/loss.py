@@ -21,6 +21,38 @@ class Contrastive(SpecModel):
     """Divides the similarities, which lie between -1 and 1; the lower, the more the nearest voices count."""
 
 
+class Point(SpecModel):
+    """A point of a schedule."""
+
+    step: int = Field(ge=0)
+    """Optimizer steps done."""
+    factor: Weight
+    """What the weight is multiplied by there."""
+
+
+class CodebookPoint(SpecModel):
+    """A point of the codebooks' schedule."""
+
+    step: int = Field(ge=0)
+    """Optimizer steps done."""
+    factors: tuple[Weight, ...]
+    """What the weights of the eight codebooks are multiplied by there."""
+
+
+class Schedule(SpecModel):
+    """Factors on the weights in the course of the training: linear between two points, constant before the first and
+    after the last."""
+
+    text: tuple[Point, ...] = ()
+    """Of the text loss."""
+    audio: tuple[Point, ...] = ()
+    """Of the audio loss."""
+    contrastive: tuple[Point, ...] = ()
+    """Of the contrastive loss."""
+    codebooks: tuple[CodebookPoint, ...] = ()
+    """Of the codebooks in the audio loss; only their ratios count. For coarse ones first, the fine ones begin at 0."""
+
+
 class Loss(SpecModel):
     """Weights in `total = text * text loss + audio * audio loss`, and more where it is asked for.
 
@@ -35,3 +67,5 @@ class Loss(SpecModel):
     loss is their weighted mean. The figures `loss/audio` and `validation/audio_loss` leave these weights out."""
     contrastive: Contrastive | None = None
     """Contrastive voice similarity; off if not given."""
+    schedule: Schedule | None = None
+    """How the weights change in the course of the training; they do not if not given."""

@@ -43,6 +43,16 @@ class MicroBatch(SpecModel):
     """Samples that one GPU processes at a time, packed into one row without padding."""
 
 
+class Curriculum(SpecModel):
+    """Short samples first. What is longer than the limit is passed over until its turn comes again; the limit grows
+    linearly to `data.limits.max_seconds`."""
+
+    start_seconds: float = Field(gt=0)
+    """Longest reference or target recording of the first step."""
+    steps: int = Field(ge=1)
+    """Optimizer steps until the longest samples are trained on."""
+
+
 class Training(SpecModel):
     """Length, batch and learning rate of the training (AdamW, betas 0.9 and 0.999)."""
 
@@ -64,6 +74,8 @@ class Training(SpecModel):
     """Decoupled weight decay of AdamW, on the adapter."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this L2 norm."""
+    curriculum: Curriculum | None = None
+    """Short samples first; all lengths from the start if not given."""
     log_every_steps: int = Field(default=10, ge=1)
     """Optimizer steps between two lines of metrics."""
 

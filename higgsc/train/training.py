@@ -7,6 +7,7 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
@@ -19,6 +20,7 @@ from higgsc.data.store import STORE_FILE, Store
 from higgsc.train.batches import BatchPlan, pack
 from higgsc.train.checkpoint import read_checkpoint, save_checkpoint
 from higgsc.train.contrastive import Voices, count_anchors, info_nce, pooled, voices
+from higgsc.train.curriculum import weights_at
 from higgsc.train.loss import LossModule, objective
 from higgsc.train.mesh import Mesh
 from higgsc.train.metrics import FiniteGuard, LossMeter
@@ -57,7 +59,9 @@ class Training:
         self._total, self._store_sha256 = total, store_sha256
         self._run = context.path(job.run)
         _check_base(job, store)
-        self._plan = BatchPlan.of(job.batch, store.train, seed=job.seed, world_size=mesh.world_size)
+        longer = np.maximum(store.reference_frames, store.target_frames)[store.train]
+        lengths = None if job.curriculum is None else (job.curriculum, longer)
+        self._plan = BatchPlan.of(job.batch, store.train, seed=job.seed, world_size=mesh.world_size, lengths=lengths)
         bf16 = job.precision == "bf16"
         base = load_base(
             job.model, root=context.root, dtype=torch.bfloat16 if bf16 else torch.float32, device=mesh.device
@@ -193,7 +197,7 @@ class Training:
         seed_dropout(job.seed, mesh.rank, step)
         samples = self._plan.global_batch(step)
         audio_labels, text_labels = (int(n.sum()) for n in label_counts(self._store.target_frames[samples]))
-        anchors = 0
+        weights, anchors = weights_at(job.loss, step), 0
         if job.loss.contrastive is not None:
             anchors = count_anchors(self._store.speaker_numbers[samples.reshape(job.batch.accumulation, -1)])
         losses = []
@@ -207,11 +211,11 @@ class Training:
             mesh.accumulate(self._module, last=number == len(rows))
             with torch.autocast(mesh.device.type, self._autocast, enabled=self._autocast is not None):
                 sums = self._module(batch.to(mesh.device), compared)
-            loss = objective(sums, job.loss, audio_labels=audio_labels, text_labels=text_labels, anchors=anchors)
+            loss = objective(sums, weights, audio_labels=audio_labels, text_labels=text_labels, anchors=anchors)
             mesh.scaled(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
             for meter in (self._since_log, self._since_checkpoint):
-                meter.add_sums(sums, job.loss)
+                meter.add_sums(sums, weights)
         for meter in (self._since_log, self._since_checkpoint):
             meter.add_labels(audio_labels, text_labels, anchors)
         self._speed.add(samples)

@@ -85,6 +85,9 @@ def _train(ir: Ir) -> Step:
         ),
         checkpoints=f"{ir.text('output')}/checkpoints",
         log_every_steps=training.log_every_steps,
+        curriculum=None
+        if training.curriculum is None
+        else jobs.LengthJob(**training.curriculum.model_dump(), max_seconds=spec.data.limits.max_seconds),
         tracking=jobs.TrackingJob(**spec.tracking.model_dump()),
     )
     return _step(ir, job, "train the LoRA adapter", needs=("prepare",), whole_machine=True)
