@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 
@@ -154,3 +156,39 @@ def test_only_weighted_codebooks_teach(model: Any, tokens: AudioTokens, make_sam
     gradient = model.audio_lm_head.weight.grad.reshape(8, 1026, -1)
     assert [bool(part.any()) for part in gradient] == [k == 2 for k in range(8)]
     assert model.text_lm_head.weight.grad is None or not model.text_lm_head.weight.grad.any()
+
+
+@pytest.mark.parametrize("audio", [True, False])
+def test_a_process_without_labels_leaves_the_others_gradients(
+    model: Any, tokens: AudioTokens, make_sample: MakeSample, audio: bool
+) -> None:
+    """It has a gradient for every adapter, so that an all-reduce finds what it needs; all of them zero.
+
+    Without audio, the row is text alone, and the audio network has no position to work on.
+    """
+    targets = ["q_proj", "mlp.down_proj", "audio_mlp.down_proj", "audio_lm_head", "text_lm_head"]
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=targets))
+    batch = pack([build_sequence(make_sample(0), tokens)])
+    none = replace(
+        batch,
+        audio_positions=batch.audio_positions[:0],
+        audio_labels=batch.audio_labels[:0],
+        text_positions=batch.text_positions[:0],
+        text_labels=batch.text_labels[:0],
+    )
+    if not audio:
+        none = replace(
+            none,
+            input_ids=none.input_ids[:, :6],
+            position_ids=none.position_ids[:, :6],
+            audio_input_ids=none.audio_input_ids[:, :0],
+            audio_input_ids_mask=none.audio_input_ids_mask[:, :0],
+        )
+    counts = {"audio_labels": 40, "text_labels": 3}
+    loss = objective(LossModule(adapted)(none), LossJob(text=1, audio=1), **counts)
+    loss.backward()
+    assert loss.item() == 0
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert not parameter.grad.any(), name
