@@ -78,7 +78,7 @@ def test_accumulation_changes_nothing(project: Project) -> None:
     project.forget()
     project.train(project.job(batch=BatchJob(global_samples=4, micro_samples=1, accumulation=4)))
     for name, tensor in project.adapter(3).items():
-        torch.testing.assert_close(tensor, whole[name], rtol=0, atol=1e-5)
+        torch.testing.assert_close(tensor, whole[name], rtol=0, atol=1e-4)  # AdamW shows the rounding of tiny gradients
 
 
 def test_the_loss_of_the_first_step_is_that_of_the_base(project: Project) -> None:
