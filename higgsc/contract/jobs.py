@@ -151,15 +151,15 @@ class TrackingJob(_Frozen):
 class SamplesJob(_Frozen):
     """Prompts that the model speaks at each checkpoint."""
 
-    count: int = 0
-    prompts: Literal["held-out", "training"] = "held-out"
-    temperature: float = 0.7
+    count: int
+    prompts: Literal["held-out", "training"]
+    temperature: float
 
 
 class CheckpointJob(_Frozen):
     every_steps: int
     keep_last: int
-    samples: SamplesJob = SamplesJob()
+    samples: SamplesJob | None = None
 
 
 class JobBase(_Frozen):

@@ -55,8 +55,9 @@ class Samples:
         self._autocast = autocast
         self._tokens = AudioTokens.of(module.causal.config)
         settings = job.checkpoint.samples
-        held_out = settings.prompts == "held-out" and len(store.validation) > 0
-        self._chosen = (store.validation if held_out else store.train)[: settings.count]
+        held_out = settings is not None and settings.prompts == "held-out" and len(store.validation) > 0
+        self._chosen = (store.validation if held_out else store.train)[: settings.count if settings is not None else 0]
+        self._temperature = settings.temperature if settings is not None else 0.0
         stems = {int(index): file_stem(store.record(int(index))["id"]) for index in self._chosen}
         twice = {stem for stem in stems.values() if list(stems.values()).count(stem) > 1}
         self._names = {index: f"{stem}-{index}" if stem in twice else stem for index, stem in stems.items()}
@@ -115,7 +116,7 @@ class Samples:
                 inputs,
                 self._frames(index),
                 seed=torch_seed(self._job.seed, Purpose.SAMPLING, index),
-                temperature=self._job.checkpoint.samples.temperature,
+                temperature=self._temperature,
                 together=self._mesh.in_step,
             )
         codes, finished = spoken_codes(rows)

@@ -27,7 +27,7 @@ from .test_mesh import torchrun
 def speaking(project: Project, count: int, *, temperature: float = 0.9, **changes: object) -> TrainJob:
     """Four steps with dropout, heard after two and four, at a rate that changes what is said."""
     job = project.job()
-    samples = SamplesJob(count=count, prompts="held-out", temperature=temperature)
+    samples = SamplesJob(count=count, prompts="held-out", temperature=temperature) if count else None
     parts = {
         "checkpoint": CheckpointJob(every_steps=2, keep_last=2, samples=samples),
         "optimizer": job.optimizer.model_copy(update={"steps": 4, "decay": "constant"}),

@@ -76,12 +76,7 @@ def _train(ir: Ir) -> Step:
         checkpoint=jobs.CheckpointJob(
             every_steps=spec.checkpoint.every_steps,
             keep_last=spec.checkpoint.keep_last,
-            samples=jobs.SamplesJob(
-                count=spec.checkpoint.samples,
-                # The same prompts, spoken the same way, as in the evaluation after the training.
-                prompts=(spec.evaluate or Evaluate()).prompts,
-                temperature=(spec.evaluate or Evaluate()).temperature,
-            ),
+            samples=_samples(ir),
         ),
         checkpoints=f"{ir.text('output')}/checkpoints",
         log_every_steps=training.log_every_steps,
@@ -91,6 +86,14 @@ def _train(ir: Ir) -> Step:
         tracking=jobs.TrackingJob(**spec.tracking.model_dump()),
     )
     return _step(ir, job, "train the LoRA adapter", needs=("prepare",), whole_machine=True)
+
+
+def _samples(ir: Ir) -> jobs.SamplesJob | None:
+    """The prompts of the evaluation after the training, spoken the same way."""
+    evaluate, count = ir.spec.evaluate or Evaluate(), ir.spec.checkpoint.samples
+    if count == 0:
+        return None  # so that the train step does not depend on how it is evaluated
+    return jobs.SamplesJob(count=count, prompts=evaluate.prompts, temperature=evaluate.temperature)
 
 
 def _merge(ir: Ir) -> Step:
