@@ -145,6 +145,7 @@ class Samples:
         write_wav(wav, self._codec.decode(codes) if frames else torch.zeros(0).numpy())
         ended = "" if values[0] else ", did not end by itself"
         caption = f"{record.get('target_text', record['id'])} ({frames / FRAMES_PER_SECOND:.1f} s{ended})"
+        logger.info("spoken after step %d: %s", step, caption)
         show(step, f"samples/{name}", wav, caption)
 
 

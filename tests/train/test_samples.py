@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from higgsc.contract.jobs import BatchJob, CheckpointJob, MeshJob, SamplesJob, TrainJob
 from higgsc.contract.outcome import Interrupted
+from higgsc.data.audio import write_wav
 from higgsc.data.layout import ChatLayout
 from higgsc.data.loading import load_codec
 from higgsc.data.store import Store
@@ -19,6 +20,7 @@ from higgsc.deploy.generate import Speaker
 from higgsc.train import training
 from higgsc.train.model import load_base
 from higgsc.train.seeds import Purpose, torch_seed
+from higgsc.train.tracking.tensorboard import TensorBoard
 
 from .conftest import Project
 from .test_mesh import torchrun
@@ -103,3 +105,15 @@ def test_two_processes_speak_as_one(project: Project, replicate: int, shard: int
         assert np.array_equal(wave, together[name]), name
     for name, tensor in project.adapter(2).items():
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=1e-4)
+
+
+def test_nothing_said_is_shown_as_nothing(tmp_path: Path) -> None:
+    """A model that ends at once: an empty recording, and a caption that says so."""
+    write_wav(tmp_path / "silent.wav", np.zeros(0, dtype=np.float32))
+    board = TensorBoard(tmp_path, start=0)
+    board.speech(1, "samples/a", tmp_path / "silent.wav", "a sentence (0.0 s)")
+    board.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["audio"] == []
+    assert "samples/a/text_summary" in events.Tags()["tensors"]

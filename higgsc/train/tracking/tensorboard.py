@@ -28,7 +28,8 @@ class TensorBoard:
 
     def speech(self, step: int, name: str, wav: Path, caption: str) -> None:
         wave, rate = soundfile.read(wav, dtype="float32")
-        self._writer.add_audio(name, torch.from_numpy(wave)[None], step, sample_rate=rate)
+        if len(wave):  # it cannot show silence of no length; the caption says that nothing was spoken
+            self._writer.add_audio(name, torch.from_numpy(wave)[None], step, sample_rate=rate)
         self._writer.add_text(name, caption, step)
 
     def flush(self) -> None:
