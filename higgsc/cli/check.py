@@ -12,7 +12,7 @@ from higgsc.cli.compiling import composition_options, headline
 from higgsc.compiler.compile import compile_spec
 from higgsc.compiler.diagnostics import Diagnostic
 from higgsc.compiler.fixes import apply_fixes
-from higgsc.compiler.presence import missing_files
+from higgsc.compiler.presence import missing_files, missing_packages
 from higgsc.compiler.render import FORMATS, Format, render
 from higgsc.contract.outcome import ExitCode
 
@@ -35,7 +35,7 @@ def command(
             for path, count in apply_fixes(compilation.diagnostics).items():
                 click.echo(f"fixed {count} in {os.path.relpath(path)}", err=True)
             compilation = compile_spec(spec, site=site, overrides=overrides)
-        found += (*compilation.diagnostics, *missing_files(compilation))
+        found += (*compilation.diagnostics, *missing_files(compilation), *missing_packages(compilation))
         if form == "text":
             for made in compilation.compiled:
                 click.echo(headline(made.plan, made.ir))

@@ -14,7 +14,7 @@ from higgsc.compiler.compile import Compilation, compile_spec
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.passes.memory import estimate_of
 from higgsc.compiler.plan import Plan
-from higgsc.compiler.presence import missing_files
+from higgsc.compiler.presence import missing_files, missing_packages
 from higgsc.compiler.render.text import render_text
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.emit.prediction import memory_line
@@ -25,7 +25,7 @@ def compile_and_report(
 ) -> Compilation:
     """Compile a spec; its diagnostics, and warnings about files that are not here, go to stderr."""
     compilation = compile_spec(spec, build=build, site=site, overrides=overrides)
-    diagnostics = (*compilation.diagnostics, *missing_files(compilation))
+    diagnostics = (*compilation.diagnostics, *missing_files(compilation), *missing_packages(compilation))
     if diagnostics:
         colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
         click.echo(render_text(diagnostics, cwd=Path.cwd(), colour=colour), err=True)

@@ -220,6 +220,22 @@ CODES: dict[str, Code] = {
         "the same samples twice",
         "`data.train` names one file two times, so that its samples would count twice.",
     ),
+    "HC365": Code(
+        "weights that do not fit the codebooks",
+        "`loss.codebooks` has a weight for each of the eight codebooks, the coarsest first. Only their ratios count:\n"
+        "the audio loss is the weighted mean of the codebooks' losses. At least one has to be above 0.",
+    ),
+    "HC366": Code(
+        "a schedule that cannot be followed",
+        "`loss.schedule` has points in the order of their steps, with factors on the weights of the loss; between two\n"
+        "points the factor is linear. The codebooks have eight factors at each point, of which one is above 0. What\n"
+        "is scheduled has to be switched on.",
+    ),
+    "HC367": Code(
+        "a voice without others to tell it from",
+        "The contrastive loss compares the samples that all ranks have in one micro-batch: `micro_batch.samples`\n"
+        "times the data-parallel ranks. One sample has nothing to be compared with.",
+    ),
     "HC411": Code(
         "a file of the spec is not here",
         "Data and local models are looked for when a spec is checked or built, because a misspelt path would\n"
@@ -241,12 +257,33 @@ CODES: dict[str, Code] = {
         "by it; often it was inherited together with another base. `revision: null` takes it back.",
         "warning",
     ),
+    "HC414": Code(
+        "a package for tracking is not here",
+        "`tracking.to` names a tool whose package is no part of higgsc: `pip install wandb` or `pip install trackio`\n"
+        "in the environment of the steps. The train step looks for it before it loads anything, and refuses. Here it\n"
+        "is a warning, because the training may run in another environment.",
+        "warning",
+    ),
     "HC421": Code(
         "a secret is written into the spec",
         "Specs are committed and copied into builds, so a token in one is a token given away. `secrets` takes names\n"
         "of environment variables, which have to be set where jobs run. Whatever is shaped like a token (`hf_...`,\n"
         "`sk-...`, `wandb_v1_...`, `ghp_...`, forty hex digits where a secret may stand), or stands behind a key such\n"
         "as `api_key`, is refused at any place, and masked in every message.",
+    ),
+    "HC422": Code(
+        "W&B without a key",
+        "W&B takes figures from whoever has a key. Name the variable that holds it, `secrets: [WANDB_API_KEY]`, or\n"
+        "run `wandb login` once on the cluster, which keeps it in `~/.netrc`: then the warning can be passed over.\n"
+        "With `tracking.offline: true` no key is needed; `wandb sync` sends the figures later. Without any of the\n"
+        "three the train step refuses to start.",
+        "warning",
+    ),
+    "HC423": Code(
+        "a tracking option without effect",
+        "`tracking.project` is for W&B and trackio, `tracking.entity` and `tracking.offline` are for W&B. The spec\n"
+        "tracks with neither: often `to` was inherited, or overridden.",
+        "warning",
     ),
     "HC501": Code(
         "a LoRA target matches no module",

@@ -1,4 +1,4 @@
-"""Whether the local files that a spec names are here.
+"""Whether the local files that a spec names are here, and the packages that its training needs beside the usual ones.
 
 No part of compiling, which is a pure function of the spec: a build is the same whether the data are here or on the
 cluster only. The commands ask afterwards, so that a misspelt path is not found by the prepare step after an hour in
@@ -8,6 +8,7 @@ the queue.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from higgsc.compiler.compile import Compilation
 from higgsc.compiler.diagnostics import Diagnostic, Sink, closest
@@ -35,6 +36,30 @@ def missing_files(compilation: Compilation) -> tuple[Diagnostic, ...]:
                     else "paths start at the project root; if it lies on the cluster only, all is well",
                 )
             )
+    return sink.diagnostics
+
+
+def missing_packages(compilation: Compilation) -> tuple[Diagnostic, ...]:
+    """A warning for each tracker of the training whose package this Python lacks, if it is the one that may train.
+
+    It may not where the site has an environment of its own for the steps, nor where there is no torch.
+    """
+    sink = Sink()
+    for made in compilation.compiled:
+        site, tracking = made.ir.spec.site, made.ir.spec.tracking
+        elsewhere = site.venv is not None or site.conda is not None or site.container is not None
+        if elsewhere or find_spec("torch") is None:
+            continue
+        for index, name in enumerate(tracking.to):
+            if find_spec(name) is None:
+                sink.add(
+                    Diagnostic(
+                        "HC414",
+                        f"the package `{name}` is not installed here",
+                        made.ir.label(f"tracking.to.{index}"),
+                        help=f"`pip install {name}` where the training runs, or leave `{name}` out",
+                    )
+                )
     return sink.diagnostics
 
 

@@ -24,6 +24,12 @@ class Heartbeat(BaseModel):
     message: str
     time: float
     """Seconds since the epoch, by the clock of the machine that runs the step."""
+    loss: float | None = None
+    """Audio loss of the newest figures, while training."""
+    tokens_per_second: float | None = None
+    """Of all processes together, while training."""
+    eta: float | None = None
+    """Seconds to the end of the step at its present pace, while training."""
 
 
 class HeartbeatWriter:
@@ -42,13 +48,32 @@ class HeartbeatWriter:
         self.step, self.unit, self.total, self.enabled = step, unit, total, enabled
         self._last = 0.0
 
-    def beat(self, done: int, message: str = "", *, force: bool = False) -> None:
-        """Report `done` of `total` units; `message` is shown beside the bar."""
+    def beat(
+        self,
+        done: int,
+        message: str = "",
+        *,
+        force: bool = False,
+        loss: float | None = None,
+        tokens_per_second: float | None = None,
+        eta: float | None = None,
+    ) -> None:
+        """Report `done` of `total` units; `message` is shown beside the bar. The rest is as in `Heartbeat`."""
         now = time.time()
         if not self.enabled or (now - self._last < SECONDS_BETWEEN_BEATS and not force):
             return
         self._last = now
-        beat = Heartbeat(step=self.step, done=done, total=self.total, unit=self.unit, message=message, time=now)
+        beat = Heartbeat(
+            step=self.step,
+            done=done,
+            total=self.total,
+            unit=self.unit,
+            message=message,
+            time=now,
+            loss=loss,
+            tokens_per_second=tokens_per_second,
+            eta=eta,
+        )
         write_atomically(self.path, beat.model_dump_json() + "\n")
 
 

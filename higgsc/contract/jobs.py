@@ -94,14 +94,72 @@ class OptimizerJob(_Frozen):
     steps: int | None
 
 
+class ContrastiveJob(_Frozen):
+    """Contrastive voice similarity; see `higgsc.train.contrastive`."""
+
+    weight: float
+    temperature: float
+
+
+class PointJob(_Frozen):
+    step: int
+    factor: float
+
+
+class CodebookPointJob(_Frozen):
+    step: int
+    factors: tuple[float, ...]
+
+
+class ScheduleJob(_Frozen):
+    """Factors on the weights of the loss by step, linear between the points; see `higgsc.train.curriculum`."""
+
+    text: tuple[PointJob, ...] = ()
+    audio: tuple[PointJob, ...] = ()
+    contrastive: tuple[PointJob, ...] = ()
+    codebooks: tuple[CodebookPointJob, ...] = ()
+
+
+class LengthJob(_Frozen):
+    """How the longest sample that is trained on grows; see `higgsc.train.curriculum`."""
+
+    start_seconds: float
+    max_seconds: float
+    steps: int
+
+
 class LossJob(_Frozen):
+    """Weights of the objective; see `higgsc.train.loss.objective`."""
+
     text: float
     audio: float
+    codebooks: tuple[float, ...] = (1.0,) * 8
+    """Of each codebook in the audio loss; only their ratios count."""
+    contrastive: ContrastiveJob | None = None
+    schedule: ScheduleJob | None = None
+
+
+class TrackingJob(_Frozen):
+    """Where the figures are shown, beside `metrics.jsonl`."""
+
+    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    project: str = "higgsc"
+    entity: str | None = None
+    offline: bool = False
+
+
+class SamplesJob(_Frozen):
+    """Prompts that the model speaks at each checkpoint."""
+
+    count: int
+    prompts: Literal["held-out", "training"]
+    temperature: float
 
 
 class CheckpointJob(_Frozen):
     every_steps: int
     keep_last: int
+    samples: SamplesJob | None = None
 
 
 class JobBase(_Frozen):
@@ -147,6 +205,8 @@ class TrainJob(JobBase):
     checkpoints: str
     """Folder of the checkpoints, relative to the project root."""
     log_every_steps: int
+    tracking: TrackingJob = TrackingJob()
+    curriculum: LengthJob | None = None
 
 
 class MergeJob(JobBase):

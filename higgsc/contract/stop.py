@@ -1,4 +1,5 @@
 """Asking a running step to stop: a signal, or a file `<run>/stop`. It saves its work and ends with state `interrupted`.
+A file `<run>/save` asks the training for a checkpoint now, without stopping.
 
 Slurm's batch script turns the warning before the time limit into both: the file reaches processes that have not
 installed their handlers yet, the signal saves the wait. SIGUSR1 stays with the batch shell, because NCCL has used it.
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 STOP_FILE = "stop"
+SAVE_FILE = "save"
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 """Signals that mean: save and stop. A second Ctrl-C ends the process at once."""
 SECONDS_OF_ONE_CTRL_C = 2.0
@@ -67,3 +69,13 @@ def request_stop(run: Path) -> None:
 def forget_stop(run: Path) -> None:
     """Take the request back; whoever starts a step does it first."""
     (run / STOP_FILE).unlink(missing_ok=True)
+
+
+def asked_to_save(run: Path) -> bool:
+    """Whether somebody put a file `save` into the run's folder; it is removed when the checkpoint is there."""
+    return (run / SAVE_FILE).exists()
+
+
+def forget_save(run: Path) -> None:
+    """The checkpoint that was asked for is there."""
+    (run / SAVE_FILE).unlink(missing_ok=True)

@@ -203,11 +203,15 @@ class Store:
         """Numbers of the samples to train on, ascending."""
         self.validation: npt.NDArray[np.int64] = np.flatnonzero(self._samples["validation"])
         """Numbers of the samples held out, ascending."""
+        self.speaker_numbers: npt.NDArray[np.int64] = self._samples["speaker"].astype(np.int64)
+        """Each sample's speaker as an index into `speakers`, `[n]`."""
         self.target_frames: npt.NDArray[np.int64] = self._frames_of("target")
         """Frames of each sample's target, `[n]`."""
+        self.reference_frames: npt.NDArray[np.int64] = self._frames_of("reference")
+        """Frames of each sample's reference, `[n]`."""
         texts = sum(self._samples[part].astype(np.int64) for part in ("prefix", "middle", "suffix"))
         self.lengths: npt.NDArray[np.int64] = (
-            texts + self._frames_of("reference") + self.target_frames + 2 * EXTRA_ROWS_PER_CLIP
+            texts + self.reference_frames + self.target_frames + 2 * EXTRA_ROWS_PER_CLIP
         )
         """Positions of each sample's full sequence, audio rows and text, `[n]`."""
 

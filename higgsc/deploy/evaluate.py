@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,14 @@ from higgsc.data.layout import ChatLayout
 from higgsc.data.loading import load_codec
 from higgsc.data.store import STORE_FILE, Store
 from higgsc.deploy.base import folder_ref, stored_dtype
-from higgsc.deploy.generate import Codes, Speaker
+from higgsc.deploy.generate import Speaker
 from higgsc.deploy.merge import REPORT_FILE as MERGE_FILE
 from higgsc.train.loss import LossModule
 from higgsc.train.mesh import Mesh, open_mesh
 from higgsc.train.model import load_base
+from higgsc.train.samples import file_stem
+from higgsc.train.seeds import Purpose, torch_seed
+from higgsc.train.speak import Codes
 from higgsc.train.validate import ValidationLosses, validation_losses
 
 REPORT_FILE = "evaluation.json"
@@ -152,7 +154,7 @@ def _speak(speaker: Speaker, store: Store, index: int, job: EvaluateJob, folder:
     target_seconds = len(sample.target) / FRAMES_PER_SECOND
     # Room to speak slowly; a model that has not learnt to stop is cut off all the same.
     max_seconds = 2 * target_seconds + 2
-    seed = int(np.random.SeedSequence((job.seed, index)).generate_state(1)[0])
+    seed = torch_seed(job.seed, Purpose.SAMPLING, index)
     speech = speaker.respond(
         sample.prefix,
         sample.reference,
@@ -161,7 +163,7 @@ def _speak(speaker: Speaker, store: Store, index: int, job: EvaluateJob, folder:
         temperature=job.temperature,
         max_seconds=max_seconds,
     )
-    wav = folder / f"{_file_stem(sample.id)}.wav"
+    wav = folder / f"{file_stem(sample.id)}.wav"
     if wav.exists():
         wav = wav.with_stem(f"{wav.stem}-{index}")
     write_wav(wav, speech.wave)
@@ -180,11 +182,6 @@ def _speak(speaker: Speaker, store: Store, index: int, job: EvaluateJob, folder:
         max_seconds=max_seconds,
         code_accuracy=code_accuracy(speech.codes, sample.target),
     )
-
-
-def _file_stem(sample_id: str) -> str:
-    """An id as the name of a file: other characters than letters, digits and `._-` become `_`."""
-    return re.sub(r"[^\w.-]", "_", sample_id).strip(".")[:100] or "sample"
 
 
 def _check_codec(store: Store, codec: Codec, path: Path) -> None:

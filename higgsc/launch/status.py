@@ -7,10 +7,7 @@ scheduler over the journal.
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,9 +27,6 @@ Shown = Literal[
     "not submitted", "waiting", "requeued", "running", "done", "failed", "interrupted", "cancelled", "unknown"
 ]
 """`requeued`: waits for its next start. `interrupted`: ended before it was done; submitting again takes it up."""
-
-LINES_FOR_THE_PACE = 20
-"""Lines of metrics.jsonl over which the pace is averaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +163,7 @@ def _step(
         if kept is not None and kept.phase == "interrupted" and not finished
         else None,
         summary=receipt.summary if finished and receipt is not None else None,
-        progress=_progress(run, step.name, beat) if running else None,
+        progress=_progress(step.name, beat) if running else None,
     )
 
 
@@ -228,50 +222,17 @@ def _heartbeat(run: Path) -> Heartbeat | None:
         return None  # written by another version of higgsc
 
 
-def _progress(run: Path, step: str, beat: Heartbeat | None) -> Progress | None:
+def _progress(step: str, beat: Heartbeat | None) -> Progress | None:
     if beat is None or beat.step != step:
         return None
-    figures = _figures(run) if step == "train" else []
-    newest = figures[-1] if figures else {}
+    age = max(0.0, time.time() - beat.time)
     return Progress(
         done=beat.done,
         total=beat.total,
         unit=beat.unit,
         message=beat.message,
-        age=max(0.0, time.time() - beat.time),
-        loss=newest.get("loss/audio"),
-        tokens_per_second=newest.get("tokens_per_second"),
-        eta=_eta(figures, beat),
+        age=age,
+        loss=beat.loss,
+        tokens_per_second=beat.tokens_per_second,
+        eta=None if beat.eta is None else max(0.0, beat.eta - age),
     )
-
-
-def _figures(run: Path) -> list[dict[str, Any]]:
-    """The last lines of metrics.jsonl; one that is being written is left out."""
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    with path.open("rb") as stream:
-        stream.seek(max(0, os.fstat(stream.fileno()).st_size - 64 * 1024))
-        lines = stream.read().split(b"\n")[1 if stream.tell() > 64 * 1024 else 0 : -1]
-    rows = []
-    for line in lines[-LINES_FOR_THE_PACE:]:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # torn by a power cut
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
-
-
-def _eta(figures: list[dict[str, Any]], beat: Heartbeat) -> float | None:
-    """Seconds to the end, from the pace over the newest stretch without a restart in it."""
-    stretch: list[Mapping[str, Any]] = []
-    for row in reversed(figures):
-        if stretch and not row["step"] < stretch[-1]["step"]:
-            break
-        stretch.append(row)
-    if beat.total is None or len(stretch) < 2 or "time" not in stretch[0] or "time" not in stretch[-1]:
-        return None
-    steps, seconds = stretch[0]["step"] - stretch[-1]["step"], stretch[0]["time"] - stretch[-1]["time"]
-    return (beat.total - beat.done) * seconds / steps if steps > 0 and seconds > 0 else None

@@ -9,8 +9,10 @@ from pydantic import BeforeValidator, Field
 from higgsc.spec.base import EnvironmentName, FilePath, Name, SpecModel
 from higgsc.spec.data import Data
 from higgsc.spec.hardware import Hardware, Parallelism
+from higgsc.spec.loss import Loss
 from higgsc.spec.site import Site
-from higgsc.spec.training import Checkpoint, Evaluate, Lora, Loss, Merge, Training
+from higgsc.spec.tracking import Tracking
+from higgsc.spec.training import Checkpoint, Evaluate, Lora, Merge, Training
 
 
 class Model(SpecModel):
@@ -56,6 +58,8 @@ class Experiment(SpecModel):
     """Length, batch, learning rate."""
     loss: Loss = Loss()
     """Weights of the losses."""
+    tracking: Tracking = Tracking()
+    """Where the figures of the training are shown."""
     checkpoint: Checkpoint = Checkpoint()
     """How often the adapter is saved and validated."""
     merge: Merge | None = Merge()

@@ -43,6 +43,16 @@ class MicroBatch(SpecModel):
     """Samples that one GPU processes at a time, packed into one row without padding."""
 
 
+class Curriculum(SpecModel):
+    """Short samples first. What is longer than the limit is passed over until its turn comes again; the limit grows
+    linearly to `data.limits.max_seconds`."""
+
+    start_seconds: float = Field(gt=0)
+    """Longest reference or target recording of the first step."""
+    steps: int = Field(ge=1)
+    """Optimizer steps until the longest samples are trained on."""
+
+
 class Training(SpecModel):
     """Length, batch and learning rate of the training (AdamW, betas 0.9 and 0.999)."""
 
@@ -64,19 +74,10 @@ class Training(SpecModel):
     """Decoupled weight decay of AdamW, on the adapter."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this L2 norm."""
+    curriculum: Curriculum | None = None
+    """Short samples first; all lengths from the start if not given."""
     log_every_steps: int = Field(default=10, ge=1)
     """Optimizer steps between two lines of metrics."""
-
-
-class Loss(SpecModel):
-    """Weights in `total = text * text loss + audio * audio loss`.
-
-    The audio loss is the mean cross-entropy over all labelled codes, ln 1026 = 6.93 for a uniform guess."""
-
-    text: float = Field(default=1.0, ge=0)
-    """Weight of the text loss: the target's audio begin, audio end and end-of-turn tokens."""
-    audio: float = Field(default=1.0, ge=0)
-    """Weight of the audio loss."""
 
 
 class Checkpoint(SpecModel):
@@ -88,6 +89,9 @@ class Checkpoint(SpecModel):
     A training that is killed goes on from the newest whole checkpoint."""
     keep_last: int = Field(default=3, ge=1)
     """Newest checkpoints that are kept, beside the best one."""
+    samples: int = Field(default=0, ge=0, le=16)
+    """Prompts that the model speaks at each checkpoint, and once before the training: `samples/step-N/*.wav` and the
+    trackers. Which prompts and how, `evaluate` says."""
 
 
 class Merge(SpecModel):

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from higgsc.contract.jobs import BatchJob, OptimizerJob
+from higgsc.contract.jobs import BatchJob, LengthJob, OptimizerJob
 from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.train.curriculum import LengthCurriculum
+from higgsc.train.seeds import Purpose, sequence
 from higgsc.train.sequence import Sequence
 
 Indices = NDArray[np.int64]
@@ -30,7 +32,7 @@ def epoch_order(seed: int, epoch: int, samples: int) -> Indices:
     Sorts raw Philox output rather than calling `Generator.permutation`: numpy keeps the streams of its bit
     generators the same from version to version, but not what `Generator` makes of them (NEP 19).
     """
-    keys = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(samples)
+    keys = np.random.Philox(sequence(seed, Purpose.ORDER, epoch)).random_raw(samples)
     order: Indices = np.argsort(keys, kind="stable").astype(np.int64)
     order.flags.writeable = False  # shared by all callers
     return order
@@ -54,6 +56,7 @@ class BatchPlan:
         global_samples: Samples of an optimizer step, over all processes.
         micro_samples: Samples that a process packs into one row.
         world_size: Processes.
+        curriculum: Which samples each step takes, where short ones come first.
     """
 
     indices: Indices
@@ -61,10 +64,26 @@ class BatchPlan:
     global_samples: int
     micro_samples: int
     world_size: int
+    curriculum: LengthCurriculum | None = None
 
     @classmethod
-    def of(cls, batch: BatchJob, indices: Indices, *, seed: int, world_size: int) -> BatchPlan:
+    def of(
+        cls,
+        batch: BatchJob,
+        indices: Indices,
+        *,
+        seed: int,
+        world_size: int,
+        lengths: tuple[LengthJob, Indices] | None = None,
+    ) -> BatchPlan:
         """Plan a job's batches.
+
+        Args:
+            batch: Sizes of batches.
+            indices: The store's training samples, `[n]`.
+            seed: Determines the order.
+            world_size: Processes that the samples are shared by.
+            lengths: For a curriculum by length: how the longest sample grows, and the frames of each one's longer clip.
 
         Raises:
             StepError: If there is nothing to train on, or if micro-batch, accumulation and processes do not make
@@ -80,23 +99,34 @@ class BatchPlan:
                 code=ExitCode.USAGE,
                 help="start as many processes as the job was built for, or build the spec again",
             )
-        return cls(
+        plan = cls(
             indices=indices,
             seed=seed,
             global_samples=batch.global_samples,
             micro_samples=batch.micro_samples,
             world_size=world_size,
         )
+        if lengths is None:
+            return plan
+        curriculum = LengthCurriculum(*lengths, global_samples=batch.global_samples, stream=plan._stream)
+        return replace(plan, curriculum=curriculum)
 
     def global_batch(self, step: int) -> Indices:
         """Samples of optimizer step `step` (0-based) as indices into the store, `[global_samples]`."""
-        first, last = step * self.global_samples, (step + 1) * self.global_samples
+        if self.curriculum is not None:
+            numbers = self.curriculum.batch(step)
+        else:
+            numbers = self._stream(step * self.global_samples, (step + 1) * self.global_samples)
+        batch: Indices = self.indices[numbers]
+        return batch
+
+    def _stream(self, first: int, last: int) -> Indices:
+        """Positions `first` to `last` of the epochs' permutations, one after the other, as numbers into `indices`."""
         samples = len(self.indices)
         epochs = range(first // samples, (last - 1) // samples + 1)
         stream = np.concatenate([epoch_order(self.seed, epoch, samples) for epoch in epochs])
         skipped = epochs.start * samples
-        batch: Indices = self.indices[stream[first - skipped : last - skipped]]
-        return batch
+        return stream[first - skipped : last - skipped]
 
     def micro_batches(self, step: int, rank: int) -> Indices:
         """The share of process `rank` in a step, `[accumulation, micro_samples]`."""

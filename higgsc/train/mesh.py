@@ -15,13 +15,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from higgsc.contract.jobs import MeshJob
@@ -59,6 +60,11 @@ class Mesh:
         """Whether this process is the one that writes and reports."""
         return self.rank == 0
 
+    @property
+    def in_step(self) -> bool:
+        """Whether a forward pass of one process needs those of others at the same time."""
+        return self._sharded
+
     def distribute(self, module: LossModule) -> None:
         """Shard a module's parameters, in place; to be done before an optimizer sees them."""
         if not self._sharded:
@@ -66,6 +72,7 @@ class Mesh:
         for layer in module.causal.model.layers:
             fully_shard(layer, mesh=self._devices)
         fully_shard(module, mesh=self._devices)
+        register_fsdp_forward_method(module, "generate")
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss to call `backward` on; undoes the average that FSDP2 takes over the processes."""
@@ -111,6 +118,13 @@ class Mesh:
         parts = [torch.empty_like(values) for _ in range(self.world_size)]
         dist.all_gather(parts, values)
         return [part.tolist() for part in parts]
+
+    def gather_rows(self, values: Tensor) -> Tensor:
+        """The rows `[n, ...]` of every process, in order, `[N, ...]`, with gradient; every process has to ask."""
+        if self.world_size == 1:
+            return values
+        rows: Tensor = _GatherRows.apply(values, self.rank, self.world_size)  # type: ignore[no-untyped-call]
+        return rows
 
     def on_first(self, work: Callable[[], int]) -> int:
         """Let the first process do something while the others wait; every process gets its answer, 0 or above.
@@ -158,6 +172,23 @@ class Mesh:
         result = values.clone()
         dist.all_reduce(result, operation)
         return result
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather; what comes back for a row is the sum of what all processes have for it."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rank: int, size: int) -> Tensor:
+        ctx.own = slice(rank * len(values), (rank + 1) * len(values))
+        parts = [torch.empty_like(values) for _ in range(size)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        summed = gradient.contiguous().clone()
+        dist.all_reduce(summed)
+        return summed[ctx.own], None, None
 
 
 @contextmanager

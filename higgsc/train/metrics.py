@@ -1,17 +1,17 @@
 """Figures of a training: summed on the device, read back now and then, written where people look.
 
     <run>/metrics.jsonl     one JSON object a line, always written
-    <run>/tensorboard/      the same figures
-    the log                 one short line
+    trackers                the same figures, where the spec says: TensorBoard, W&B, trackio
 
-Names: `loss/total`, `loss/text`, `loss/audio`, `loss/audio_codebook_0` to `_7`, `learning_rate`, `grad_norm`,
-`epoch`, `tokens_per_second`, `samples_per_second`, `validation/audio_loss`, `validation/text_loss`.
+Names: `loss/total`, `loss/text`, `loss/audio`, `loss/audio_codebook_0` to `_7`, `loss/contrastive`;
+`validation/total_loss`, `validation/text_loss`, `validation/audio_loss`, `validation/audio_codebook_0` to `_7`;
+`learning_rate`, `grad_norm`, `epoch`; and those of `speed.py`: `tokens_per_second`, `samples_per_second`,
+`speech_hours_per_hour`, `mfu`, `gpu_memory_gb`.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from collections.abc import Mapping
@@ -20,21 +20,15 @@ from types import TracebackType
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from higgsc.catalog.codec import CODEBOOKS
-from higgsc.contract.jobs import LossJob
+from higgsc.contract.jobs import LossJob, TrainJob
 from higgsc.contract.receipts import write_atomically
-from higgsc.train.loss import LossSums
+from higgsc.train.loss import LossSums, weighted
 from higgsc.train.mesh import Mesh
-
-logger = logging.getLogger(__name__)
-
-_CONSOLE = {"loss/total": "loss", "loss/audio": "audio", "loss/text": "text", "grad_norm": "norm",
-            "learning_rate": "lr", "tokens_per_second": "tok/s", "validation/audio_loss": "validation audio",
-            "validation/text_loss": "validation text"}  # fmt: skip
+from higgsc.train.tracking.open import open_trackers
+from higgsc.train.tracking.tracker import Guarded
 
 
 class SavedMeter(BaseModel):
@@ -43,9 +37,11 @@ class SavedMeter(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sums: tuple[tuple[float, ...], ...]
-    """What each process had summed: audio by codebook, then text. Apart, because a sum depends on its order."""
+    """What each process had summed: audio by codebook, text, contrastive, and the three with their weights. Apart,
+    because a sum depends on its order."""
     audio_labels: int
     text_labels: int
+    anchors: int
 
 
 class LossMeter:
@@ -57,42 +53,52 @@ class LossMeter:
 
     def reset(self) -> None:
         """Start a new stretch."""
-        self._sums = torch.zeros(CODEBOOKS + 1, dtype=torch.float64, device=self._mesh.device)
-        self._audio_labels = self._text_labels = 0
+        self._sums = torch.zeros(CODEBOOKS + 5, dtype=torch.float64, device=self._mesh.device)
+        self._audio_labels = self._text_labels = self._anchors = 0
 
-    def add_sums(self, sums: LossSums) -> None:
-        """Add the cross-entropy of one of this process's micro-batches."""
-        self._sums += torch.cat((sums.audio.detach(), sums.text.detach()[None]))
+    def add_sums(self, sums: LossSums, weights: LossJob) -> None:
+        """Add the cross-entropy of one of this process's micro-batches, and the weights that it counted with."""
+        sums = LossSums(*(part.detach() for part in sums))
+        self._sums += torch.cat((sums.audio, sums.text[None], sums.contrastive[None], weighted(sums, weights)))
 
-    def add_labels(self, audio: int, text: int) -> None:
-        """Add labels, counted over all processes."""
+    def add_labels(self, audio: int, text: int, anchors: int) -> None:
+        """Add labels, and samples with a contrastive loss, counted over all processes."""
         self._audio_labels += audio
         self._text_labels += text
+        self._anchors += anchors
 
     def save(self) -> SavedMeter:
         """What the stretch holds so far; every process has to ask."""
         sums = tuple(map(tuple, self._mesh.gather(self._sums)))
-        return SavedMeter(sums=sums, audio_labels=self._audio_labels, text_labels=self._text_labels)
+        return SavedMeter(
+            sums=sums, audio_labels=self._audio_labels, text_labels=self._text_labels, anchors=self._anchors
+        )
 
     def load(self, saved: SavedMeter) -> None:
         """Go on with a saved stretch. Of other processes than now, the first takes over what all had summed."""
-        self._audio_labels, self._text_labels = saved.audio_labels, saved.text_labels
+        self._audio_labels, self._text_labels, self._anchors = saved.audio_labels, saved.text_labels, saved.anchors
         sums = torch.tensor(saved.sums, dtype=torch.float64)
         if len(sums) != self._mesh.world_size:
             others = torch.zeros(self._mesh.world_size - 1, sums.shape[1], dtype=torch.float64)
             sums = torch.cat((sums.sum(dim=0, keepdim=True), others))
         self._sums = sums[self._mesh.rank].to(self._mesh.device)
 
-    def means(self, weights: LossJob) -> dict[str, float]:
-        """`loss/...` of the stretch, over all processes; every process has to ask."""
-        *audio, text = self._mesh.sum(self._sums).tolist()
+    def means(self) -> dict[str, float]:
+        """`loss/...` of the stretch, over all processes; every process has to ask.
+
+        The total is with the weights of the steps, the parts are without any. A part without labels is 0;
+        `loss/contrastive` is left out where no sample had another speaker beside it.
+        """
+        *audio, text, contrastive, total_audio, total_text, total_contrastive = self._mesh.sum(self._sums).tolist()
         per_codebook = max(self._audio_labels // CODEBOOKS, 1)
-        audio_loss = sum(audio) / (CODEBOOKS * per_codebook)
-        text_loss = text / max(self._text_labels, 1)
+        text_labels = max(self._text_labels, 1)
+        anchors = max(self._anchors, 1)
+        total = total_audio / (CODEBOOKS * per_codebook) + total_text / text_labels + total_contrastive / anchors
         return {
-            "loss/total": weights.audio * audio_loss + weights.text * text_loss,
-            "loss/text": text_loss,
-            "loss/audio": audio_loss,
+            "loss/total": total,
+            "loss/text": text / text_labels,
+            "loss/audio": sum(audio) / (CODEBOOKS * per_codebook),
+            **({"loss/contrastive": contrastive / anchors} if self._anchors else {}),
             **{f"loss/audio_codebook_{k}": value / per_codebook for k, value in enumerate(audio)},
         }
 
@@ -120,73 +126,58 @@ class FiniteGuard:
 class MetricsWriter:
     """Writes figures of optimizer steps; used as a context manager, by the first process only.
 
-    On a terminal a progress bar shows the newest audio loss, elsewhere each set of figures is one line of the log.
-
     Args:
+        job: Says which trackers show the figures.
         run: The run's folder.
-        total: Optimizer steps of the training.
-        start: Optimizer steps that an earlier attempt did. What it wrote about later ones is removed: they come again.
+        start: The last optimizer step whose figures an earlier attempt wrote for good. What it wrote about later ones
+            is removed: they come again.
         enabled: False on every process but the first; nothing is written then.
     """
 
-    def __init__(self, run: Path, total: int, *, start: int, enabled: bool) -> None:
-        self._run, self._total, self._start, self._enabled = run, total, start, enabled
-        console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
-            TimeRemainingColumn(), console=console, disable=not (enabled and console.is_terminal),
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=total, completed=start)
+    def __init__(self, job: TrainJob, run: Path, *, start: int, enabled: bool) -> None:
+        self._job, self._run, self._start, self._enabled = job, run, start, enabled
+        self._trackers: list[Guarded] = []
 
     def __enter__(self) -> MetricsWriter:
         if self._enabled:
-            # TensorBoard takes half a second to import; only the first process needs it.
-            from torch.utils.tensorboard import SummaryWriter
-
             self._run.mkdir(parents=True, exist_ok=True)
             path = self._run / "metrics.jsonl"
             _keep_lines(path, self._start)
             self._lines = path.open("a", encoding="utf-8")
-            # Events of later steps stay in their file, but TensorBoard hides them.
-            self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=self._start + 1)
-            self._bar.start()
+            self._trackers = open_trackers(self._job, self._run, start=self._start)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._enabled:
-            self._bar.stop()
-            self._board.close()
             self._lines.close()
+        for tracker in self._trackers:
+            tracker.close()
 
-    def advance(self, step: int) -> None:
-        """Move the progress bar."""
-        self._bar.update(self._task, completed=step)
-
-    def write(self, step: int, values: Mapping[str, float], *, durable: bool) -> str:
-        """Write the figures of optimizer step `step` (1-based); returns the main ones as a short text.
+    def write(self, step: int, values: Mapping[str, float], *, durable: bool) -> None:
+        """Write the figures of optimizer step `step` (1-based).
 
         Args:
             step: Optimizer steps done.
             values: Figures by name.
             durable: Whether they have to be on disk before it returns, for a checkpoint that counts on them.
         """
-        text = "  ".join(f"{short} {values[name]:.4g}" for name, short in _CONSOLE.items() if name in values)
         if not self._enabled:
-            return text
+            return
         self._lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         self._lines.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.scalars(step, values)
         if durable:
             os.fsync(self._lines.fileno())
-            self._board.flush()
-        if self._bar.disable:
-            logger.info("step %d/%d  %s", step, self._total, text)
-        else:
-            self._bar.update(self._task, description=f"audio loss {values['loss/audio']:.3f}")
-        return text
+            for tracker in self._trackers:
+                tracker.flush()
+
+    def speech(self, step: int, name: str, wav: Path, caption: str) -> None:
+        """Show a recording, made after `step` optimizer steps."""
+        for tracker in self._trackers:
+            tracker.speech(step, name, wav, caption)
 
 
 def _keep_lines(path: Path, last: int) -> None:

@@ -17,6 +17,7 @@ from higgsc.contract.jobs import LoraJob, ModelRef
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.loading import first_line
 from higgsc.train.builtin import resolve_base
+from higgsc.train.seeds import Purpose, torch_seed
 
 MODEL_TYPE = HiggsAudioV2Config.model_type
 
@@ -96,7 +97,7 @@ def add_lora(model: nn.Module, job: LoraJob, seed: int) -> PeftModel:
     device = next(model.parameters()).device
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+            torch.manual_seed(torch_seed(seed, Purpose.ADAPTER))
             adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
         raise StepError(

@@ -5,7 +5,7 @@
     job.json                the job, to see what has changed since
 
 No state of a random generator: the order of the samples and the dropout of a step are functions of the seed and the
-step's number (`batches.py`, `seed_dropout`).
+step's number (`seeds.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -27,6 +26,8 @@ from higgsc.contract.outcome import StepError
 from higgsc.train.checkpoint import damaged, write_tensors
 from higgsc.train.mesh import Mesh
 from higgsc.train.metrics import SavedMeter
+from higgsc.train.seeds import Purpose, torch_seed
+from higgsc.train.speed import Window
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -48,15 +49,13 @@ class Progress(BaseModel):
     """Of the last step, should its figures still have to be written."""
     since_log: SavedMeter
     since_checkpoint: SavedMeter
-    window_tokens: int
-    window_samples: int
-    window_seconds: float
+    window: Window
     """Since the last figures were written."""
 
 
 def seed_dropout(seed: int, rank: int, step: int) -> None:
     """Seed what optimizer step `step` draws: other numbers on each process, the same in every run of the step."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, rank, step)).generate_state(1, np.uint64)[0]))
+    torch.manual_seed(torch_seed(seed, Purpose.DROPOUT, rank, step))
 
 
 def moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], mesh: Mesh) -> dict[str, Tensor]:

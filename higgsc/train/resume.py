@@ -23,6 +23,7 @@ BREAKS_RESUME: Final[Mapping[str, str]] = {
     "lora.targets": "the adapter's shapes change",
     "seed": "the order of the samples changes",
     "batch.global_samples": "other samples in each step",
+    "curriculum": "other samples in each step",
     "precision": "other numbers from the next step on",
     "optimizer.weight_decay": "the optimizer's moments were made with another",
 }

@@ -24,6 +24,8 @@ from higgsc.train.checkpoint import (
 from higgsc.train.mesh import Mesh, lost_contact, open_mesh
 from higgsc.train.progress import read_progress
 from higgsc.train.resume import find_start
+from higgsc.train.screen import training_log
+from higgsc.train.tracking.open import check_trackers
 from higgsc.train.training import Training
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,11 @@ def run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
             full (74), if memory does not suffice, if another process is lost, or if the loss or a gradient stops
             being finite; nothing is saved from that step on.
     """
+    with training_log(context.path(job.run), enabled=context.is_first):
+        return _run(job, context)
+
+
+def _run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
     store = Store.open(context.path(job.store))
     total = total_steps(job.optimizer, samples=len(store.train), global_samples=job.batch.global_samples)
     try:
@@ -66,6 +73,7 @@ def _train(job: TrainJob, context: StepContext, mesh: Mesh, store: Store, total:
     store_sha256 = sha256_file(store.path / STORE_FILE)
 
     def find() -> int:
+        check_trackers(job)
         start = find_start(folder, job, store_sha256=store_sha256, total=total)
         write_state(context.path(job.run), job.step, "running", start, total)
         return start

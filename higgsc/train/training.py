@@ -7,32 +7,42 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import PeftModel
+from torch import Tensor
 
-from higgsc.contract.heartbeat import HeartbeatWriter
 from higgsc.contract.jobs import StepContext, TrainJob
 from higgsc.contract.outcome import Interrupted, StepError
 from higgsc.contract.state import write_state
-from higgsc.contract.stop import asked_to_stop
+from higgsc.contract.stop import asked_to_save, asked_to_stop, forget_save
 from higgsc.data.store import STORE_FILE, Store
 from higgsc.train.batches import BatchPlan, pack
-from higgsc.train.checkpoint import VALIDATION_METRIC, read_checkpoint, save_checkpoint
+from higgsc.train.checkpoint import read_checkpoint, save_checkpoint
+from higgsc.train.contrastive import Voices, count_anchors, info_nce, pooled, voices
+from higgsc.train.curriculum import weights_at
 from higgsc.train.loss import LossModule, objective
 from higgsc.train.mesh import Mesh
-from higgsc.train.metrics import FiniteGuard, LossMeter, MetricsWriter
+from higgsc.train.metrics import FiniteGuard, LossMeter
 from higgsc.train.model import adapter_parameters, add_lora, load_base
 from higgsc.train.optimizer import adamw, clip_gradients, learning_rate, set_learning_rate
 from higgsc.train.progress import Progress, moments, read_progress, restore, seed_dropout, writer
+from higgsc.train.reporter import Reporter
 from higgsc.train.resume import versions
+from higgsc.train.samples import Samples
 from higgsc.train.sequence import AudioTokens, build_sequence, label_counts
 from higgsc.train.shelf import prune_checkpoints
+from higgsc.train.speed import Speed
 from higgsc.train.validate import validation_losses
 
 logger = logging.getLogger(__name__)
 
 BETWEEN_VOTES = {"cpu": 1, "cuda": 4}
 """Steps, or rows of a validation, between two votes on whether to stop. On a GPU a vote waits for all queued work."""
+
+
+_SAVE, _STOP = 1, 2
+"""What processes vote for; the highest wins."""
 
 
 class _AskedToStopError(Exception):
@@ -47,8 +57,11 @@ class Training:
     ) -> None:
         self._job, self._context, self._mesh, self._store = job, context, mesh, store
         self._total, self._store_sha256 = total, store_sha256
+        self._run = context.path(job.run)
         _check_base(job, store)
-        self._plan = BatchPlan.of(job.batch, store.train, seed=job.seed, world_size=mesh.world_size)
+        longer = np.maximum(store.reference_frames, store.target_frames)[store.train]
+        lengths = None if job.curriculum is None else (job.curriculum, longer)
+        self._plan = BatchPlan.of(job.batch, store.train, seed=job.seed, world_size=mesh.world_size, lengths=lengths)
         bf16 = job.precision == "bf16"
         base = load_base(
             job.model, root=context.root, dtype=torch.bfloat16 if bf16 else torch.float32, device=mesh.device
@@ -57,17 +70,18 @@ class Training:
         self._model: PeftModel = add_lora(base, job.lora, job.seed)
         # Adapters are float32; autocast computes with them in the base's number format.
         self._autocast = torch.bfloat16 if bf16 else None
-        self._module = LossModule(self._model).train()
+        self._module = LossModule(self._model, self._compare).train()
         mesh.distribute(self._module)
         # Taken once: after a forward pass, FSDP2 may show a module's gathered parameters instead of its shards.
         self._adapter = adapter_parameters(self._model)
         self._parameters = list(self._adapter.values())
         self._optimizer = adamw(self._parameters, job.optimizer)
 
+        self._samples = Samples(job, context, mesh, self._module, store, autocast=self._autocast)
         self._guard = FiniteGuard(mesh)
         self._since_log, self._since_checkpoint = LossMeter(mesh), LossMeter(mesh)
-        self._window_tokens = self._window_samples = 0
-        self._window_start = self._started = time.monotonic()
+        self._speed = Speed(job, mesh, store)
+        self._started = time.monotonic()
         self._norm = torch.zeros((), device=mesh.device)
         self._done = 0
         self._saved = self._reported = 0  # the newest steps that were saved, and whose figures were written
@@ -85,8 +99,7 @@ class Training:
         )
         self._since_log.load(progress.since_log)
         self._since_checkpoint.load(progress.since_checkpoint)
-        self._window_tokens, self._window_samples = progress.window_tokens, progress.window_samples
-        self._window_start = time.monotonic() - progress.window_seconds
+        self._speed.load(progress.window)
         self._started = time.monotonic() - progress.seconds
         self._norm.fill_(progress.grad_norm)
         self._done = self._saved = progress.step
@@ -95,31 +108,31 @@ class Training:
 
     def run(self) -> Interrupted | None:
         """Train to the end, or until asked to stop, which may also be after the last step, before it is validated."""
-        mesh, run, start = self._mesh, self._context.path(self._job.run), self._done
-        heartbeat = HeartbeatWriter(run, "train", unit="steps", total=self._total, enabled=mesh.is_first)
-        heartbeat.beat(start, force=True)
-        message = ""
-        with MetricsWriter(run, self._total, start=self._reported, enabled=mesh.is_first) as metrics:
+        mesh, start = self._mesh, self._done
+        with Reporter(
+            self._job, self._run, total=self._total, start=start, reported=self._reported, enabled=mesh.is_first
+        ) as reporter:
             try:
+                if start == 0 and self._samples.due_at_start():
+                    self._samples.speak(0, reporter.speech, self._stop_if_asked)
                 while True:
                     due = self._done > self._reported and self._is_due(self._done)
                     if due or self._done == start or self._done % BETWEEN_VOTES[mesh.device.type] == 0:
-                        self._stop_if_asked()
+                        self._vote()
                     if due:
-                        message = self._report(metrics)
+                        self._report(reporter)
                     if self._done == self._total:
                         break
                     self._optimizer_step(self._done)
                     if self._done == start:
                         mesh.expect_steps()
                     self._done += 1
-                    metrics.advance(self._done)
-                    heartbeat.beat(self._done, message, force=self._done == self._total)
+                    reporter.advance(self._done)
             except _AskedToStopError:
                 if self._done > self._saved:
                     self._stop_if_not_finite()
                     self._save({}, interrupted=True)
-                heartbeat.beat(self._done, "stopped, as asked", force=True)
+                reporter.stopped(self._done)
                 return Interrupted(done=self._saved, total=self._total, unit="steps")
         return None
 
@@ -130,40 +143,53 @@ class Training:
         return done % self._job.checkpoint.every_steps == 0 or done == self._total
 
     def _stop_if_asked(self) -> None:
-        if self._mesh.any(asked_to_stop(self._context.path(self._job.run))):
+        if self._mesh.any(asked_to_stop(self._run)):
             raise _AskedToStopError
 
-    def _report(self, metrics: MetricsWriter) -> str:
-        """Write the figures of the steps up to here, and save where it is time; returns the main ones as a text.
+    def _vote(self) -> None:
+        """Stop if any process was asked to, and save if the first was asked to save. Every process has to come here."""
+        stop = asked_to_stop(self._run)
+        save = self._mesh.is_first and asked_to_save(self._run)
+        highest = -int(self._mesh.minimum(torch.tensor(-(_STOP * stop + _SAVE * save), device=self._mesh.device)))
+        if highest >= _STOP:
+            raise _AskedToStopError
+        if highest == _SAVE:
+            if self._done > self._saved and not self._is_checkpoint(self._done):
+                self._stop_if_not_finite()
+                # Nothing is validated for it; like one that a stop leaves, it goes when the next regular one is there.
+                self._save({}, interrupted=True)
+            if self._mesh.is_first:
+                forget_save(self._run)
+
+    def _report(self, reporter: Reporter) -> None:
+        """Say the figures of the steps up to here, and save where it is time.
 
         Asked to stop during the validation, nothing has changed yet: what was begun here is begun again.
         """
         job, done = self._job, self._done
         self._stop_if_not_finite()
-        values = self._since_log.means(job.loss)
-        seconds = time.monotonic() - self._window_start
+        values = self._since_log.means()
         values |= {
             "learning_rate": learning_rate(done - 1, job.optimizer, total=self._total),
             "grad_norm": float(self._norm),
             "epoch": done * job.batch.global_samples / len(self._store.train),
-            "tokens_per_second": self._window_tokens / seconds,
-            "samples_per_second": self._window_samples / seconds,
+            **self._speed.figures(),
         }
         saving = self._is_checkpoint(done)
         figures: dict[str, float] = {}
         if saving:
             validation = self._validate()
-            figures = self._since_checkpoint.means(job.loss) | validation
+            figures = self._since_checkpoint.means() | validation
             values |= validation
+            self._samples.speak(done, reporter.speech, self._stop_if_asked)
         # Written before the checkpoint: one that is there has its line.
-        message = metrics.write(done, values, durable=saving)
+        reporter.figures(done, values, durable=saving)
         self._since_log.reset()
-        self._window_start, self._window_tokens, self._window_samples = time.monotonic(), 0, 0
+        self._speed.reset()
         self._reported = done
         if saving:
             self._since_checkpoint.reset()
             self._save(figures, interrupted=False)
-        return message
 
     def _optimizer_step(self, step: int) -> None:
         """Do optimizer step `step` (0-based)."""
@@ -171,22 +197,28 @@ class Training:
         seed_dropout(job.seed, mesh.rank, step)
         samples = self._plan.global_batch(step)
         audio_labels, text_labels = (int(n.sum()) for n in label_counts(self._store.target_frames[samples]))
+        weights, anchors = weights_at(job.loss, step), 0
+        if job.loss.contrastive is not None:
+            anchors = count_anchors(self._store.speaker_numbers[samples.reshape(job.batch.accumulation, -1)])
         losses = []
         rows = self._plan.micro_batches(step, mesh.rank)
         for number, row in enumerate(rows, start=1):
-            batch = pack([build_sequence(self._store.sample(int(index)), self._tokens) for index in row])
+            stored = [self._store.sample(int(index)) for index in row]
+            batch = pack([build_sequence(sample, self._tokens) for sample in stored])
+            compared = None
+            if job.loss.contrastive is not None:
+                compared = voices(stored, self._store.speaker_numbers[row]).to(mesh.device)
             mesh.accumulate(self._module, last=number == len(rows))
             with torch.autocast(mesh.device.type, self._autocast, enabled=self._autocast is not None):
-                sums = self._module(batch.to(mesh.device))
-            loss = objective(sums, job.loss, audio_labels=audio_labels, text_labels=text_labels)
+                sums = self._module(batch.to(mesh.device), compared)
+            loss = objective(sums, weights, audio_labels=audio_labels, text_labels=text_labels, anchors=anchors)
             mesh.scaled(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
             for meter in (self._since_log, self._since_checkpoint):
-                meter.add_sums(sums)
+                meter.add_sums(sums, weights)
         for meter in (self._since_log, self._since_checkpoint):
-            meter.add_labels(audio_labels, text_labels)
-        self._window_tokens += int(self._store.lengths[samples].sum())
-        self._window_samples += len(samples)
+            meter.add_labels(audio_labels, text_labels, anchors)
+        self._speed.add(samples)
 
         mesh.reduce_gradients(self._parameters)
         self._norm = clip_gradients(self._parameters, job.optimizer.max_grad_norm)
@@ -194,6 +226,18 @@ class Training:
         set_learning_rate(self._optimizer, learning_rate(step, job.optimizer, total=self._total))
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def _compare(self, hidden: Tensor, where: Voices) -> Tensor:
+        """The contrastive loss of a row, summed over its samples."""
+        assert self._job.loss.contrastive is not None, "a row comes with its voices only where they are compared"
+        mesh = self._mesh
+        return info_nce(
+            *pooled(hidden, where),
+            where.speakers,
+            temperature=self._job.loss.contrastive.temperature,
+            gather=mesh.gather_rows,
+            first=mesh.rank * len(where.speakers),
+        )
 
     def _validate(self) -> dict[str, float]:
         """The losses of the held-out samples; empty where there are none."""
@@ -216,7 +260,7 @@ class Training:
         # The step's own loss and gradient were finite, but its update may still have broken the adapter.
         if not (math.isfinite(losses.audio) and math.isfinite(losses.text)):
             raise self._not_finite("the validation loss", self._done)
-        return {VALIDATION_METRIC: losses.audio, "validation/text_loss": losses.text}
+        return losses.figures(self._job.loss)
 
     def _save(self, figures: dict[str, float], *, interrupted: bool) -> None:
         """Save a checkpoint of the steps done so far, and delete those it replaces."""
@@ -224,18 +268,15 @@ class Training:
         weights = {name: mesh.whole(parameter) for name, parameter in self._adapter.items()}
         if not all(tensor.isfinite().all() for tensor in weights.values()):
             raise self._not_finite("the adapter", done)
-        now = time.monotonic()
         progress = Progress(
             step=done,
-            seconds=now - self._started,
+            seconds=time.monotonic() - self._started,
             store_sha256=self._store_sha256,
             versions=versions(),
             grad_norm=float(self._norm),
             since_log=self._since_log.save(),
             since_checkpoint=self._since_checkpoint.save(),
-            window_tokens=self._window_tokens,
-            window_samples=self._window_samples,
-            window_seconds=now - self._window_start,
+            window=self._speed.save(),
         )
         write_more = writer(job, progress, moments(self._optimizer, self._adapter, mesh))
 
@@ -251,7 +292,7 @@ class Training:
                 interrupted=interrupted,
                 write_more=write_more,
             )
-            write_state(self._context.path(job.run), job.step, "running", done, self._total)
+            write_state(self._run, job.step, "running", done, self._total)
             removed = ", ".join(old.path.name for old in prune_checkpoints(folder, job.checkpoint.keep_last))
             logger.info("saved %s%s", saved.name, f", removed {removed}" if removed else "")
             return done

@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from higgsc.catalog.codec import CODEBOOKS
+from higgsc.contract.jobs import LossJob
 from higgsc.data.store import Store
 from higgsc.train.batches import pack
-from higgsc.train.loss import LossModule
+from higgsc.train.checkpoint import VALIDATION_METRIC
+from higgsc.train.loss import LossModule, LossSums, weighted
 from higgsc.train.mesh import Mesh
 from higgsc.train.sequence import AudioTokens, build_sequence, label_counts
 
@@ -27,6 +29,19 @@ class ValidationLosses:
     """Over the labelled text tokens."""
     audio_codebooks: tuple[float, ...]
     """The audio loss of each codebook; their mean is `audio`."""
+
+    def figures(self, weights: LossJob) -> dict[str, float]:
+        """`validation/...` by name; the total with the given weights, the parts without any."""
+        exact = torch.float64
+        sums = LossSums(
+            audio=torch.tensor(self.audio_codebooks, dtype=exact) / CODEBOOKS, text=torch.tensor(self.text, dtype=exact)
+        )
+        return {
+            VALIDATION_METRIC: self.audio,
+            "validation/text_loss": self.text,
+            "validation/total_loss": float(weighted(sums, weights).sum()),
+            **{f"validation/audio_codebook_{k}": loss for k, loss in enumerate(self.audio_codebooks)},
+        }
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from higgsc.cli import check, doctor, submit
+from higgsc.compiler import presence
 from higgsc.compiler.codes import CODES
 from higgsc.contract.outcome import StepError
 from higgsc.launch.built import Target
@@ -29,6 +30,7 @@ FIXTURES = Path(__file__).parent.parent / "fixtures" / "diagnostics"
 COMMANDS: dict[str, tuple[click.Command, tuple[str, ...]]] = {
     "HC202-no-value": (check.command, ("--set", "lora.rank")),
     "HC411-misspelt": (check.command, ()),
+    "HC414-no-trackio": (check.command, ()),
     "HC601-refused": (submit.command, ()),
     "HC602-partition": (doctor.command, ()),
     "HC603-few-nodes": (doctor.command, ()),
@@ -57,6 +59,7 @@ def test_a_commands_diagnostic_reads_as_expected(name: str, tmp_path: Path, monk
     monkeypatch.setattr(submit, "submit", refuse)
     monkeypatch.setattr(slurm_scheduler, "call", complain)
     monkeypatch.setattr(refusal, "ask_cluster", no_answer)
+    monkeypatch.setattr(presence, "find_spec", lambda package: None if package == "trackio" else "here")
     command, options = COMMANDS[name]
     result = CliRunner().invoke(command, [f"{name}.yaml", *options])
     code = name.split("-")[0]

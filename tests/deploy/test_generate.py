@@ -20,7 +20,8 @@ from higgsc.contract.outcome import ExitCode, StepError  # noqa: E402
 from higgsc.data.audio import read_mono  # noqa: E402
 from higgsc.data.codec import audio_tokenizer_class  # noqa: E402
 from higgsc.data.delay import apply_delay  # noqa: E402
-from higgsc.deploy.generate import Speaker, spoken_codes  # noqa: E402
+from higgsc.deploy.generate import Speaker  # noqa: E402
+from higgsc.train.speak import speak, spoken_codes  # noqa: E402
 
 CLIP = Path(__file__).parents[2] / "specs/data/quickstart/audio/huda-01.flac"
 TEXTS = ("hello there", "good bye, and thank you")
@@ -186,8 +187,8 @@ def test_greedy_is_what_the_model_predicts_given_reference_and_prompt(
             target_text=target_text,
         )
         inputs = speaker.prompt(segments.prefix, codes, segments.middle)
-        rows = speaker._generate(inputs, 20, seed=0, temperature=0)
         model: Any = speaker._model
+        rows = speak(model.generate, model.generation_config, inputs, 20, seed=0, temperature=0)
         placeholders = torch.full((1, len(rows)), model.config.audio_token_id)
         with torch.no_grad():
             logits = model(

@@ -204,14 +204,14 @@ def project(tmp_path: Path) -> Project:
                 for _ in range(2)
             ]
             segments = Segments(
-                prefix=random.integers(0, 256, 5), middle=random.integers(0, 256, 6), suffix=np.array([263, 261])
+                prefix=random.integers(0, 256, 5), middle=random.integers(0, 256, 9), suffix=np.array([263, 261])
             )
             assert not np.isin(segments.suffix, (ids.placeholder, ids.delay)).any()
             store.add_sample(
                 segments,
                 reference=clips[0],
                 target=clips[1],
-                speaker="a",
+                speaker="abc"[number % 3],
                 validation=number in (2, 5, 8),
                 record={"id": f"sample-{number}"},
             )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 
@@ -133,3 +135,60 @@ def test_shares_of_a_global_batch_add_up() -> None:
     weights = LossJob(text=0.5, audio=2.0)
     assert 2 * objective(half, weights, **counts) == objective(whole, weights, **counts)
     assert objective(whole, weights, **counts) == pytest.approx(2.0 * 28 / 80 + 0.5 * 6 / 6)
+
+
+def test_codebook_weights_are_ratios() -> None:
+    sums = LossSums(audio=torch.arange(1.0, 9.0), text=torch.tensor(6.0))
+    counts = {"audio_labels": 80, "text_labels": 6}
+
+    def loss(*codebooks: float) -> float:
+        return objective(sums, LossJob(text=0, audio=2, codebooks=codebooks), **counts).item()
+
+    assert loss(*[1.0] * 8) == loss(*[3.0] * 8) == pytest.approx(2 * 36 / 80)
+    assert loss(0, 0, 5, 0, 0, 0, 0, 0) == pytest.approx(2 * 3 / 10)  # ten labels in each codebook
+    assert loss(3, 1, 0, 0, 0, 0, 0, 0) == pytest.approx(2 * (0.75 * 1 + 0.25 * 2) / 10)
+
+
+def test_only_weighted_codebooks_teach(model: Any, tokens: AudioTokens, make_sample: MakeSample) -> None:
+    batch = pack([build_sequence(make_sample(0), tokens)])
+    weights = LossJob(text=0, audio=1, codebooks=(0, 0, 1, 0, 0, 0, 0, 0))
+    objective(LossModule(model)(batch), weights, audio_labels=40, text_labels=3).backward()
+    gradient = model.audio_lm_head.weight.grad.reshape(8, 1026, -1)
+    assert [bool(part.any()) for part in gradient] == [k == 2 for k in range(8)]
+    assert model.text_lm_head.weight.grad is None or not model.text_lm_head.weight.grad.any()
+
+
+@pytest.mark.parametrize("audio", [True, False])
+def test_a_process_without_labels_leaves_the_others_gradients(
+    model: Any, tokens: AudioTokens, make_sample: MakeSample, audio: bool
+) -> None:
+    """It has a gradient for every adapter, so that an all-reduce finds what it needs; all of them zero.
+
+    Without audio, the row is text alone, and the audio network has no position to work on.
+    """
+    targets = ["q_proj", "mlp.down_proj", "audio_mlp.down_proj", "audio_lm_head", "text_lm_head"]
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=targets))
+    batch = pack([build_sequence(make_sample(0), tokens)])
+    none = replace(
+        batch,
+        audio_positions=batch.audio_positions[:0],
+        audio_labels=batch.audio_labels[:0],
+        text_positions=batch.text_positions[:0],
+        text_labels=batch.text_labels[:0],
+    )
+    if not audio:
+        none = replace(
+            none,
+            input_ids=none.input_ids[:, :6],
+            position_ids=none.position_ids[:, :6],
+            audio_input_ids=none.audio_input_ids[:, :0],
+            audio_input_ids_mask=none.audio_input_ids_mask[:, :0],
+        )
+    counts = {"audio_labels": 40, "text_labels": 3}
+    loss = objective(LossModule(adapted)(none), LossJob(text=1, audio=1), **counts)
+    loss.backward()
+    assert loss.item() == 0
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert not parameter.grad.any(), name

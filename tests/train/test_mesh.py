@@ -62,7 +62,8 @@ def test_two_ranks_equal_one(project: Project, replicate: int, shard: int) -> No
     moved = max(tensor.abs().max().item() for name, tensor in alone.items() if "lora_B" in name)
     assert moved > 1e-2
     for name, tensor in alone.items():
-        torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        # AdamW divides a gradient by its size, so the rounding of one that is nearly zero shows. The norms are below.
+        torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
     # Same figures, the validation of three samples on two ranks among them, and one writer.
     metrics = project.metrics()

@@ -27,7 +27,7 @@ from higgsc.train.resume import changed
 from .conftest import Project
 
 SPECS = Path(__file__).parents[2] / "specs"
-CLOCK = {"time", "tokens_per_second", "samples_per_second"}
+CLOCK = {"time", "tokens_per_second", "samples_per_second", "speech_hours_per_hour"}
 
 
 def long_job(project: Project, **changes: Any) -> TrainJob:
@@ -302,7 +302,10 @@ def test_other_data_is_refused(project: Project) -> None:
         "lora.rank=8", "lora.alpha=3", "lora.dropout=0.5", "lora.targets=attention_only", "lora.heads=[audio]",
         "training.learning_rate=1e-4", "training.weight_decay=0.5", "training.global_batch.samples=8",
         "training.micro_batch.samples=1", "training.steps=377", "training.max_grad_norm=2", "training.decay=linear",
-        "loss.text=0.25", "checkpoint.every_steps=3", "checkpoint.keep_last=9", "seed=5", "merge.select=last",
+        "loss.text=0.25", "loss.codebooks=[2, 1, 1, 1, 1, 1, 1, 1]", "loss.contrastive={weight: 0.1}",
+        "loss.schedule={text: [{step: 0, factor: 0}, {step: 9, factor: 1}]}", "tracking.offline=true",
+        "training.curriculum={start_seconds: 2, steps: 10}", "checkpoint.samples=2",
+        "checkpoint.every_steps=3", "checkpoint.keep_last=9", "seed=5", "merge.select=last",
     ],
 )  # fmt: skip
 def test_run_and_compiler_agree_on_what_may_change(override: str) -> None:

@@ -16,6 +16,7 @@ from higgsc.compiler.passes.folders import folders
 from higgsc.compiler.passes.kubernetes import kubernetes
 from higgsc.compiler.passes.lora_targets import lora_targets
 from higgsc.compiler.passes.memory import memory
+from higgsc.compiler.passes.objective import objective
 from higgsc.compiler.passes.paths import paths
 from higgsc.compiler.passes.pinning import pinning
 from higgsc.compiler.passes.schedule import schedule
@@ -23,6 +24,7 @@ from higgsc.compiler.passes.site import site
 from higgsc.compiler.passes.steps import steps
 from higgsc.compiler.passes.time_limit import time_limit
 from higgsc.compiler.passes.topology import topology
+from higgsc.compiler.passes.tracking import tracking
 from higgsc.compiler.passes.unlikely import unlikely
 
 Pass = Callable[[Ir, Sink], Ir]
@@ -37,6 +39,8 @@ PASSES: tuple[Pass, ...] = (
     batch,  # needs the data-parallel ranks of `topology`; its way out, the adapter's modules
     schedule,
     unlikely,
+    objective,
+    tracking,
     memory,  # needs the mesh, the accumulation and the adapter's modules
     time_limit,  # the same
     site,

@@ -11,6 +11,7 @@ from higgsc.compiler.diagnostics import Sink
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.plan import Resources, Step
 from higgsc.contract import jobs
+from higgsc.spec.training import Evaluate
 
 
 def steps(ir: Ir, sink: Sink) -> Ir:
@@ -71,12 +72,28 @@ def _train(ir: Ir) -> Step:
             epochs=training.epochs,
             steps=training.steps,
         ),
-        loss=jobs.LossJob(text=spec.loss.text, audio=spec.loss.audio),
-        checkpoint=jobs.CheckpointJob(every_steps=spec.checkpoint.every_steps, keep_last=spec.checkpoint.keep_last),
+        loss=jobs.LossJob(**spec.loss.model_dump()),
+        checkpoint=jobs.CheckpointJob(
+            every_steps=spec.checkpoint.every_steps,
+            keep_last=spec.checkpoint.keep_last,
+            samples=_samples(ir),
+        ),
         checkpoints=f"{ir.text('output')}/checkpoints",
         log_every_steps=training.log_every_steps,
+        curriculum=None
+        if training.curriculum is None
+        else jobs.LengthJob(**training.curriculum.model_dump(), max_seconds=spec.data.limits.max_seconds),
+        tracking=jobs.TrackingJob(**spec.tracking.model_dump()),
     )
     return _step(ir, job, "train the LoRA adapter", needs=("prepare",), whole_machine=True)
+
+
+def _samples(ir: Ir) -> jobs.SamplesJob | None:
+    """The prompts of the evaluation after the training, spoken the same way."""
+    evaluate, count = ir.spec.evaluate or Evaluate(), ir.spec.checkpoint.samples
+    if count == 0:
+        return None  # so that the train step does not depend on how it is evaluated
+    return jobs.SamplesJob(count=count, prompts=evaluate.prompts, temperature=evaluate.temperature)
 
 
 def _merge(ir: Ir) -> Step:

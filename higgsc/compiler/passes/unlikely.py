@@ -56,7 +56,7 @@ def _loss(ir: Ir, sink: Sink) -> None:
     loss = ir.spec.loss
     if loss.audio > 0:
         return
-    if loss.text == 0:
+    if loss.text == 0 and (loss.contrastive is None or loss.contrastive.weight == 0):
         message, help_ = (
             "both weights of the loss are 0: there is nothing to learn",
             "write `loss: {text: 1, audio: 1}`",

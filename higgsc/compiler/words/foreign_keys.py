@@ -16,7 +16,6 @@ _NEMO = "NeMo"
 _FACTORY = "LLaMA-Factory"
 _WANDB = "Weights & Biases"
 _SLURM = "Slurm"
-_METRICS = "leave it out: metrics.jsonl and TensorBoard are always written"
 _DERIVED = "leave it out: accumulation is derived from `training.global_batch` and `training.micro_batch`"
 DEVICES = "`hardware: 8xH200` (or `2x8`, `1xCPU`); the launch scripts follow from it"
 _MESH = "`parallelism: {shard: 8}` for ZeRO over eight GPUs; without it every GPU holds the whole model"
@@ -45,7 +44,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "resume_from_checkpoint": (_HF, _RESUME),
     "max_length": (_HF, "`data.limits: {max_seconds: 30}`"),
     "max_seq_length": (_HF, "`data.limits: {max_seconds: 30}`"),
-    "report_to": (_HF, _METRICS),
+    "report_to": (_HF, "`tracking: {to: [<tensorboard|wandb|trackio>]}`"),
     "deepspeed": (_HF, _MESH),
     "fsdp": (_HF, _MESH),
     "optim": (_HF, "leave it out: the optimizer is AdamW"),
@@ -76,9 +75,9 @@ KEYS: dict[str, tuple[str, str]] = {
     "lr_scheduler": (_AXOLOTL, "`training.decay: <cosine|linear|constant>`"),
     "optimizer": (_AXOLOTL, "leave it out: the optimizer is AdamW"),
     "flash_attention": (_AXOLOTL, "leave it out: attention is PyTorch's own"),
-    "wandb_project": (_AXOLOTL, _METRICS),
-    "wandb": (_WANDB, _METRICS),
-    "wandb_api_key": (_WANDB, _METRICS),
+    "wandb_project": (_AXOLOTL, "`tracking: {to: [wandb], project: <word:arabic>}`"),
+    "wandb": (_WANDB, "`tracking: {to: [wandb]}`"),
+    "wandb_api_key": (_WANDB, "`secrets: [WANDB_API_KEY]`"),
     "lora_target": (_FACTORY, "`lora.targets: <names:comprehensive>`"),
     "finetuning_type": (_FACTORY, "leave it out: training is LoRA, see `lora`"),
     "cutoff_len": (_FACTORY, "`data.limits: {max_seconds: 30}`"),

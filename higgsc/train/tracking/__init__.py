@@ -1,0 +1,1 @@
+"""Tools that show the figures of a training: TensorBoard, W&B, trackio. One module each."""
