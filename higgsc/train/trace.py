@@ -38,6 +38,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 from transformers.models.higgs_audio_v2 import modeling_higgs_audio_v2
 
+from higgsc.catalog.adapter import AdapterShape
 from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape, shape_of
 from higgsc.contract.jobs import LoraJob, TrainJob
 from higgsc.data.store import StoredSample
@@ -215,13 +216,11 @@ def _mesh(job: TrainJob) -> Mesh:
 
 def _cut(job: LoraJob, shape: HiggsAudioV2Shape) -> LoraJob:
     """The adapter of a model with another number of layers."""
-    modules = {
-        name: sizes
-        for name, sizes in shape.linear_modules().items()
-        if any(name == target or name.endswith(f".{target}") for target in job.targets)
-    }
-    parameters = sum(job.rank * sum(sizes) for sizes in modules.values())
-    return job.model_copy(update={"module_count": len(modules), "trainable_parameters": parameters})
+    adapter = AdapterShape(
+        targets=job.targets, rank=job.rank, rank_pattern=tuple(job.rank_pattern.items()), dora=job.dora, full=job.full
+    )
+    parameters = sum(adapter.parameters(shape).values())
+    return job.model_copy(update={"module_count": len(adapter.modules(shape)), "trainable_parameters": parameters})
 
 
 def _sequence(lengths: Lengths, shape: HiggsAudioV2Shape, tokens: AudioTokens) -> Sequence:

@@ -27,6 +27,7 @@ from higgsc.train.progress import Progress, moments, read_progress, restore, see
 from higgsc.train.resume import versions
 from higgsc.train.sequence import AudioTokens, build_sequence, label_counts
 from higgsc.train.shelf import prune_checkpoints
+from higgsc.train.start import start_from
 from higgsc.train.validate import validation_losses
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,21 @@ class Training:
     """One training, from the beginning or from a checkpoint."""
 
     def __init__(
-        self, job: TrainJob, context: StepContext, mesh: Mesh, store: Store, *, total: int, store_sha256: str
+        self,
+        job: TrainJob,
+        context: StepContext,
+        mesh: Mesh,
+        store: Store,
+        *,
+        total: int,
+        store_sha256: str,
+        checkpoint: Path | None,
     ) -> None:
+        """Load the base and put the adapter on it.
+
+        Args:
+            checkpoint: What training goes on from, its hashes checked; None at the beginning.
+        """
         self._job, self._context, self._mesh, self._store = job, context, mesh, store
         self._total, self._store_sha256 = total, store_sha256
         _check_base(job, store)
@@ -55,6 +69,8 @@ class Training:
         )
         self._tokens = AudioTokens.of(base.config)
         self._model: PeftModel = add_lora(base, job.lora, job.seed)
+        if checkpoint is None and job.lora.start is not None:
+            start_from(context.path(job.lora.start), self._model, job.model)
         # Adapters are float32; autocast computes with them in the base's number format.
         self._autocast = torch.bfloat16 if bf16 else None
         self._module = LossModule(self._model).train()
@@ -71,9 +87,10 @@ class Training:
         self._norm = torch.zeros((), device=mesh.device)
         self._done = 0
         self._saved = self._reported = 0  # the newest steps that were saved, and whose figures were written
+        if checkpoint is not None:
+            self._restore(checkpoint)
 
-    def restore(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint, whose hashes have been checked."""
+    def _restore(self, checkpoint: Path) -> None:
         progress = read_progress(checkpoint)
         restore(
             checkpoint,

@@ -8,6 +8,7 @@ from math import ceil
 from higgsc.catalog.costs import Sample, Setup
 from higgsc.catalog.estimate import RESERVE, TYPICAL_SECONDS, Estimate, estimate, fits, with_shards
 from higgsc.catalog.gpus import Gpu, find_gpu
+from higgsc.compiler.adapter import adapter_of
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.ir import Ir
 
@@ -44,14 +45,10 @@ def setup_of(ir: Ir, accumulation: int | None = None) -> Setup:
     Args:
         accumulation: Micro-batches of a step, where none has been derived.
     """
-    modules = ir.derived["lora.modules"].value
-    assert isinstance(modules, tuple)
     return Setup(
         shape=ir.shape,
         precision=ir.spec.precision,
-        targets=modules,
-        rank=ir.spec.lora.rank,
-        dropout=ir.spec.lora.dropout,
+        lora=adapter_of(ir),
         replicate=ir.integer("parallelism.replicate"),
         shard=ir.spec.parallelism.shard,
         accumulation=ir.integer("training.accumulation") if accumulation is None else accumulation,
