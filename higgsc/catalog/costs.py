@@ -29,6 +29,9 @@ _FP32 = 4
 _LAYERS = "model.layers."
 _SHARED_INPUT = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}
 
+Checkpointing = Literal["none", "selective", "full"]
+"""What layers keep for the backward pass: everything, their dear products, their input alone."""
+
 Route = Literal["all", "text", "audio"]
 """Tokens that pass through a module: those of the row, or those of one of the two feed-forward networks."""
 _ROUTES: tuple[Route, ...] = ("all", "text", "audio")
@@ -82,6 +85,7 @@ class Setup:
     replicate: int
     shard: int
     accumulation: int
+    activation_checkpointing: Checkpointing = "none"
 
     @cached_property
     def modules(self) -> Mapping[str, tuple[int, int]]:
@@ -124,7 +128,7 @@ class Setup:
                 continue
             parent, _, module = name.rpartition(".")
             source = parent if module in _SHARED_INPUT else name
-            route: Route = "audio" if ".audio_mlp." in name else "text" if ".mlp." in name else "all"
+            route = _route(name)
             saved[route] += s * self.lora.rank_of(name)
             if own_input or (module != "o_proj" and source not in kept):
                 saved[route] += s * inputs
@@ -164,19 +168,35 @@ class Memory:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+def _route(module: str) -> Route:
+    return "audio" if ".audio_mlp." in module else "text" if ".mlp." in module else "all"
+
+
+def _through(sample: Sample) -> dict[Route, int]:
+    """Tokens of a sample that pass through the modules of a route."""
+    return {"all": sample.tokens, "text": sample.text, "audio": sample.audio_rows}
+
+
 def memory(setup: Setup, sample: Sample, samples: int) -> Memory:
     """Peak memory of a process that trains on rows of `samples` equal samples.
 
-    The largest of six moments: the first layer's all-gather; the last layer's feed-forward network in the forward
-    pass; the loss; a trained head's gradient; the backward pass of the final norm; or the optimizer step, which needs
-    no activations but one more copy of the gradients (the flat all-reduce buffer, or AdamW's denominator).
+    The largest of six moments: the first layer's all-gather; the last layer's feed-forward network, in the forward
+    pass or, if it is computed again, in the backward pass; the loss; a trained head's gradient; the backward pass of
+    the final norm; or the optimizer step, which needs no activations but one more copy of the gradients (the flat
+    all-reduce buffer, or AdamW's denominator).
     """
     state = _state(setup)
     gathered, all_gather = _gathered(setup)
     saved = _saved_by_layers(setup, sample, samples)
+    last = (0, _feed_forward_working(setup, sample, samples))
+    if setup.activation_checkpointing != "none":
+        again = saved // setup.shape.layers  # what a layer keeps if all is kept
+        saved = _saved_by_checkpoints(setup, sample, samples)
+        kept = _kept_by_layer(setup, sample, samples)
+        last = (again - kept, _feed_forward_again(setup, sample, samples))
     moments = []
     for kept, working in (
-        (0, _feed_forward_working(setup, sample, samples)),
+        last,
         (_saved_by_norm(setup, sample, samples), _loss_working(setup, sample, samples)),
         (_saved_by_norm(setup, sample, samples), _head_working(setup, sample, samples)),
         (_saved_by_norm(setup, sample, samples), _norm_working(setup, sample, samples)),
@@ -247,12 +267,39 @@ def _saved_by_layers(setup: Setup, sample: Sample, samples: int) -> int:
     per_token += 4 * s * setup.attention_width + _FP32 * shape.attention_heads + 4
     saved = shape.layers * (tokens * per_token + s * tokens**2)
 
-    through: dict[Route, int] = {"all": sample.tokens, "text": sample.text, "audio": sample.audio_rows}
+    through = _through(sample)
     saved += sum(samples * through[route] * count for route, count in setup.saved_by_adapters.items())
     saved += 2 * setup.adapter_parameters if setup.precision == "bf16" else 0
     if setup.lora.dora and setup.lora.dropout > 0 and setup.precision == "bf16":
         saved += 2 * sum(prod(size) for name, size in setup.modules.items() if name.startswith(_LAYERS))
     return saved
+
+
+def _saved_by_checkpoints(setup: Setup, sample: Sample, samples: int) -> int:
+    """Bytes that layers keep with activation checkpointing: their input, `sh` a token, `_kept_by_layer`, once the bools
+    of the block mask, and in bf16 autocast's copies of trained weights."""
+    tokens = samples * sample.tokens
+    inputs = setup.base_itemsize * setup.shape.hidden_size * tokens
+    copies = 2 * setup.adapter_parameters if setup.precision == "bf16" else 0
+    return setup.shape.layers * (inputs + _kept_by_layer(setup, sample, samples)) + tokens**2 + copies
+
+
+def _kept_by_layer(setup: Setup, sample: Sample, samples: int) -> int:
+    """Bytes that a layer keeps beside its input if it is checkpointed selectively.
+
+    The products with the base's weights, `s x out` a token (twice with DoRA and dropout, which PEFT multiplies apart),
+    and the attention: its output, and log-sum-exp, 4 bytes a head.
+    """
+    if setup.activation_checkpointing != "selective":
+        return 0
+    s, shape = setup.base_itemsize, setup.shape
+    through = _through(sample)
+    kept = (s * setup.attention_width + _FP32 * shape.attention_heads) * samples * sample.tokens
+    twice = setup.lora.dora and setup.lora.dropout > 0
+    for name, (out, _) in shape.linear_modules().items():
+        if name.startswith(f"{_LAYERS}0."):
+            kept += (2 if twice and name in setup.modules else 1) * s * out * samples * through[_route(name)]
+    return kept
 
 
 def _saved_by_norm(setup: Setup, sample: Sample, samples: int) -> int:
@@ -275,6 +322,18 @@ def _feed_forward_working(setup: Setup, sample: Sample, samples: int) -> int:
     else:
         per_row += 2 * s * shape.hidden_size
     return samples * sample.audio_rows * per_row + 3 * s * shape.hidden_size * tokens + tokens**2 + dora
+
+
+def _feed_forward_again(setup: Setup, sample: Sample, samples: int) -> int:
+    """The last layer's audio network, computed a second time and then in its backward pass.
+
+    Whichever is more: what it takes in the forward pass, without the block mask's bools; or, after its down projection,
+    the gradients of its product and of both factors, `3sf` an audio row, and of the residual stream, `sh` a token.
+    """
+    s, shape = setup.base_itemsize, setup.shape
+    per_row = 3 * s * shape.intermediate_size
+    backward = samples * (sample.audio_rows * per_row + sample.tokens * s * shape.hidden_size)
+    return max(backward, _feed_forward_working(setup, sample, samples) - (samples * sample.tokens) ** 2)
 
 
 def _dora_working(setup: Setup, end: str) -> int:
@@ -317,11 +376,13 @@ def _norm_working(setup: Setup, sample: Sample, samples: int) -> int:
 def flops_per_token(setup: Setup, *, keys: float, audio_share: float = 1.0) -> float:
     """Floating-point operations of forward and backward pass for one token.
 
-    `4N + 6N_lora + 14 x keys x a x layers`. Frozen weights cost 2 a parameter forward and 2 for the gradient of their
-    input; adapters 2 more for their own gradient. `N` counts the attention and one feed-forward network of every layer
-    and the audio head, which the token passes through; the text head runs at three positions a sample and is left out.
-    Attention multiplies queries with keys and weights with values, 2 x 2 x `a` a key forward and 2.5 times that
-    backward (Dao et al., 2022).
+    `4N + 6N_lora + 14 x keys x a x layers`, and what activation checkpointing computes again: selective the adapters,
+    `2N_lora`; full the layers, `2N + 2N_lora + 4 x keys x a x layers`.
+
+    Frozen weights cost 2 a parameter forward and 2 for the gradient of their input; adapters 2 more for their own
+    gradient. `N` counts the attention and one feed-forward network of every layer and the audio head, which the token
+    passes through; the text head runs at three positions a sample and is left out. Attention multiplies queries with
+    keys and weights with values, 2 x 2 x `a` a key forward and 2.5 times that backward (Dao et al., 2022).
 
     Args:
         keys: Keys that a token's attention multiplies: half the sequence for a causal kernel, the whole row for the
@@ -337,4 +398,9 @@ def flops_per_token(setup: Setup, *, keys: float, audio_share: float = 1.0) -> f
     frozen = sum(active(name) * prod(size) for name, size in shape.linear_modules().items())
     adapter = sum(active(name) * count for name, count in setup.trained.items())
     attention = 14 * keys * setup.attention_width * shape.layers
-    return 4 * frozen + 6 * adapter + attention
+    again = {
+        "none": 0.0,
+        "selective": 2 * adapter,
+        "full": 2 * (frozen - prod(shape.linear_modules()["audio_lm_head"])) + 2 * adapter + 4 / 14 * attention,
+    }
+    return 4 * frozen + 6 * adapter + attention + again[setup.activation_checkpointing]

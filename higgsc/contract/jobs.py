@@ -159,6 +159,9 @@ class TrainJob(JobBase):
     checkpoints: str
     """Folder of the checkpoints, relative to the project root."""
     log_every_steps: int
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    compile: bool = False
+    """Whether the decoder's layers are compiled."""
 
 
 class MergeJob(JobBase):

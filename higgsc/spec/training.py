@@ -86,6 +86,14 @@ class Training(SpecModel):
     """Decoupled weight decay of AdamW, on the adapter."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this L2 norm."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What a layer keeps for the backward pass: everything, what is dear to compute, or its input alone.
+
+    What is not kept is computed again. `selective` costs little time; `full` costs a second forward pass, and leaves
+    the memory of one layer. The gradients are the same to the bit."""
+    compile: bool = False
+    """Compile the decoder's layers (`torch.compile`): the first step takes minutes, every other one less. Needs a C++
+    compiler, and Triton on GPUs. Results differ by rounding."""
     log_every_steps: int = Field(default=10, ge=1)
     """Optimizer steps between two lines of metrics."""
 

@@ -106,10 +106,16 @@ def _result(job: TrainJob, context: StepContext, total: int) -> StepResult:
 
 
 def _out_of_memory(job: TrainJob, error: torch.OutOfMemoryError) -> StepError:
-    samples, shard = job.batch.micro_samples, job.mesh.shard
-    fewer = f"lower `training.micro_batch.samples` (now {samples}); the global batch stays the same"
-    more = f"raise `parallelism.shard` (now {shard}) so that more GPUs share one copy of the base"
+    samples, shard, keeps = job.batch.micro_samples, job.mesh.shard, job.activation_checkpointing
+    ways = (
+        [f"lower `training.micro_batch.samples` (now {samples}); the global batch stays the same"]
+        if samples > 1
+        else []
+    )
+    if keeps != "full":
+        ways.append(f"write `training.activation_checkpointing: {'full' if keeps == 'selective' else 'selective'}`")
+    ways.append(f"raise `parallelism.shard` (now {shard}) so that more GPUs share one copy of the base")
     return StepError(
         f"out of GPU memory: {first_line(error)}",
-        help=f"{fewer}, or {more}; training goes on from the newest checkpoint" if samples > 1 else more,
+        help=f"{', or '.join(ways)}; training goes on from the newest checkpoint",
     )

@@ -43,6 +43,7 @@ from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape, shape_of
 from higgsc.contract.jobs import LoraJob, TrainJob
 from higgsc.data.store import StoredSample
 from higgsc.train.batches import PackedBatch, pack
+from higgsc.train.layers import run_layers
 from higgsc.train.loss import LossModule, objective
 from higgsc.train.mesh import Mesh
 from higgsc.train.model import adapter_parameters, add_lora
@@ -74,6 +75,8 @@ def trace(job: TrainJob, lengths: Lengths, layers: int) -> dict[str, dict[str, i
     with torch.device("meta"):
         base = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True).to(dtype)
         module = LossModule(add_lora(base.eval(), _cut(job.lora, shape), job.seed)).train()
+    # As eagerly as the layers are counted: compiled ones keep less. Fakes have no random state to put back.
+    run_layers(module.causal.model.layers, job.model_copy(update={"compile": False}), redraws=False)
     tokens = AudioTokens.of(config)
     real = pack([_sequence(lengths, shape, tokens)] * job.batch.micro_samples)
     mesh = _mesh(job)  # reads ranks, so not from fake tensors
@@ -154,6 +157,8 @@ def _marked(module: LossModule, tracker: Tracker) -> Iterator[None]:
         def hook(*_: Any) -> None:
             tracker.in_decoder = on
             tracker.phase = "decoder" if on else "loss"
+            if not on:
+                tracker.settle()
 
         return hook
 

@@ -18,6 +18,7 @@ from higgsc.contract.stop import asked_to_stop
 from higgsc.data.store import STORE_FILE, Store
 from higgsc.train.batches import BatchPlan, pack
 from higgsc.train.checkpoint import VALIDATION_METRIC, read_checkpoint, save_checkpoint
+from higgsc.train.layers import expect_compiler, run_layers
 from higgsc.train.loss import LossModule, objective
 from higgsc.train.mesh import Mesh
 from higgsc.train.metrics import FiniteGuard, LossMeter, MetricsWriter
@@ -63,6 +64,8 @@ class Training:
         self._total, self._store_sha256 = total, store_sha256
         _check_base(job, store)
         self._plan = BatchPlan.of(job.batch, store.train, seed=job.seed, world_size=mesh.world_size)
+        if job.compile:
+            expect_compiler(mesh.device)
         bf16 = job.precision == "bf16"
         base = load_base(
             job.model, root=context.root, dtype=torch.bfloat16 if bf16 else torch.float32, device=mesh.device
@@ -74,6 +77,7 @@ class Training:
         # Adapters are float32; autocast computes with them in the base's number format.
         self._autocast = torch.bfloat16 if bf16 else None
         self._module = LossModule(self._model).train()
+        run_layers(self._module.causal.model.layers, job)
         mesh.distribute(self._module)
         # Taken once: after a forward pass, FSDP2 may show a module's gathered parameters instead of its shards.
         self._adapter = adapter_parameters(self._model)

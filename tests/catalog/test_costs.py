@@ -120,6 +120,21 @@ def test_memory_grows_with_what_makes_it_grow() -> None:
     assert memory(changed(plain, replicate=8), SAMPLE, 2).total == at_least
 
 
+def test_checkpointed_layers_keep_less_and_compute_more() -> None:
+    """Full: the inputs of 28 layers in bf16, and one layer; the layers are computed twice."""
+    modes = [setup(targets=COMPREHENSIVE, activation_checkpointing=mode) for mode in ("none", "selective", "full")]
+    needs = [memory(mode, SAMPLE, 16).total for mode in modes]
+    assert needs == sorted(needs, reverse=True)
+    inputs = 28 * 2 * 3072 * 16 * SAMPLE.tokens
+    layer = (memory(modes[0], SAMPLE, 16).activations) / 28
+    assert memory(modes[2], SAMPLE, 16).activations == pytest.approx(inputs + layer, rel=0.1)
+    flops = [flops_per_token(mode, keys=100) for mode in modes]
+    assert flops[0] < flops[1] < flops[0] * 1.05 < flops[2]
+    layers = 28 * (2 * 3072 * 3072 + 2 * 1024 * 3072 + 3 * 3072 * 8192)
+    adapter = sum(16 * sum(sizes) for name, sizes in modes[0].modules.items() if ".mlp." not in name)
+    assert flops[2] - flops[0] == 2 * layers + 2 * adapter + 4 * 100 * 3072 * 28
+
+
 def test_flops_of_one_adapter_by_hand() -> None:
     """4 a frozen weight, 6 an adapter's; the two feed-forward networks share the tokens; attention by its keys."""
     found = setup(TINY, targets=("self_attn.q_proj",))

@@ -186,13 +186,14 @@ def test_a_bf16_base_is_left_as_it_is_at_the_start(project: Project, kind: str) 
 
 
 @pytest.mark.slow
-def test_two_shards_train_all_of_it_as_one_process_does(project: Project) -> None:
+def test_two_shards_with_checkpointed_layers_train_all_of_it_as_one_process_does(project: Project) -> None:
     job = lora(**KINDS["all of it"])
     project.train(project.job(lora=job))
     alone = project.adapter(3)
     project.forget()
     batch = BatchJob(global_samples=4, micro_samples=1, accumulation=2)
-    finished = torchrun(project, project.job(lora=job, batch=batch, mesh=MeshJob(replicate=1, shard=2)), 2)
+    mesh = MeshJob(replicate=1, shard=2)
+    finished = torchrun(project, project.job(lora=job, batch=batch, mesh=mesh, activation_checkpointing="full"), 2)
     assert finished.returncode == 0, finished.stderr[-3000:]
     together = project.adapter(3)
     assert together.keys() == alone.keys()

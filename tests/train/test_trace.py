@@ -81,6 +81,12 @@ def test_every_shipped_spec_agrees_with_the_trace(ir: Ir, job: TrainJob) -> None
         # So short that gathering the first weights takes the most.
         ("zero-shot", ["hardware=8xH100", "parallelism.shard=8", "training.micro_batch.samples=1", *SHORT]),
         ("zero-shot", ["lora.dropout=0.1", "lora.heads=[audio]", "training.micro_batch.samples=2"]),
+        (
+            "zero-shot",
+            ["training.activation_checkpointing=full", "lora.targets=comprehensive", "training.micro_batch.samples=2"],
+        ),
+        ("zero-shot", ["training.activation_checkpointing=selective", "lora.dropout=0.1", "precision=fp32"]),
+        ("zero-shot", ["training.activation_checkpointing=full", "hardware=1x4", "parallelism.shard=4"]),
         ("zero-shot", ["lora.dora=true", "lora.dropout=0.1", "lora.heads=[text]", "training.micro_batch.samples=2"]),
         ("zero-shot", ["lora.rank_pattern={q_proj: 512}", "lora.full_heads=[text]", "training.micro_batch.samples=1"]),
         ("zero-shot", ["lora.targets=audio_focused", "data.limits.max_seconds=3", "training.micro_batch.samples=1"]),

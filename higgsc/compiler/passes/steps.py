@@ -67,6 +67,8 @@ def _train(ir: Ir) -> Step:
         checkpoint=jobs.CheckpointJob(every_steps=spec.checkpoint.every_steps, keep_last=spec.checkpoint.keep_last),
         checkpoints=f"{ir.text('output')}/checkpoints",
         log_every_steps=training.log_every_steps,
+        activation_checkpointing=training.activation_checkpointing,
+        compile=training.compile,
     )
     return _step(ir, job, "train the LoRA adapter", needs=("prepare",), whole_machine=True)
 
