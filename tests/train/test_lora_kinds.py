@@ -108,7 +108,7 @@ def test_peft_loads_what_was_trained(project: Project, kind: str) -> None:
     loaded = peft.PeftModel.from_pretrained(base(), folder)
     (figures,) = (line for line in project.metrics() if "validation/audio_loss" in line)
     assert held_out_loss(project, loaded) == pytest.approx(figures["validation/audio_loss"], rel=1e-6)
-    assert held_out_loss(project, base()) != pytest.approx(figures["validation/audio_loss"], rel=1e-3)
+    assert held_out_loss(project, base()) != pytest.approx(figures["validation/audio_loss"], rel=1e-5)
 
     config, plain = json.loads((folder / "adapter_config.json").read_text()), as_peft(job).to_dict()
     for field in ("r", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora", "modules_to_save", "bias"):
