@@ -5,7 +5,8 @@
     the log                 one short line
 
 Names: `loss/total`, `loss/text`, `loss/audio`, `loss/audio_codebook_0` to `_7`, `learning_rate`, `grad_norm`,
-`epoch`, `tokens_per_second`, `samples_per_second`, `validation/audio_loss`, `validation/text_loss`.
+`epoch`, `skipped_steps` (so far; their loss or gradient was not finite), `tokens_per_second`, `samples_per_second`,
+`validation/audio_loss`, `validation/text_loss`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from higgsc.catalog.codec import CODEBOOKS
 from higgsc.contract.jobs import LossJob
@@ -84,8 +84,10 @@ class LossMeter:
         self._sums = sums[self._mesh.rank].to(self._mesh.device)
 
     def means(self, weights: LossJob) -> dict[str, float]:
-        """`loss/...` of the stretch, over all processes; every process has to ask."""
+        """`loss/...` of the stretch, over all processes; every process has to ask. Empty if no step of it counted."""
         *audio, text = self._mesh.sum(self._sums).tolist()
+        if not (self._audio_labels or self._text_labels):
+            return {}
         per_codebook = max(self._audio_labels // CODEBOOKS, 1)
         audio_loss = sum(audio) / (CODEBOOKS * per_codebook)
         text_loss = text / max(self._text_labels, 1)
@@ -95,26 +97,6 @@ class LossMeter:
             "loss/audio": audio_loss,
             **{f"loss/audio_codebook_{k}": value / per_codebook for k, value in enumerate(audio)},
         }
-
-
-class FiniteGuard:
-    """Remembers the first step whose loss or gradient was not finite, without reading it back each step."""
-
-    _NEVER = torch.iinfo(torch.int64).max
-
-    def __init__(self, mesh: Mesh) -> None:
-        self._mesh = mesh
-        self._first = torch.full((), self._NEVER, device=mesh.device)
-
-    def watch(self, step: int, *values: Tensor) -> None:
-        """Look at scalars of optimizer step `step`."""
-        finite = torch.stack([value.detach().isfinite() for value in values]).all()
-        self._first = torch.where(finite, self._first, self._first.clamp(max=step))
-
-    def first_bad_step(self) -> int | None:
-        """The first step at which any process saw a value that is not finite; every process has to ask."""
-        first = int(self._mesh.minimum(self._first))
-        return None if first == self._NEVER else first
 
 
 class MetricsWriter:
@@ -184,7 +166,7 @@ class MetricsWriter:
             self._board.flush()
         if self._bar.disable:
             logger.info("step %d/%d  %s", step, self._total, text)
-        else:
+        elif "loss/audio" in values:
             self._bar.update(self._task, description=f"audio loss {values['loss/audio']:.3f}")
         return text
 

@@ -93,6 +93,30 @@ def find_newest_whole(folder: Path, check: Callable[[Path], object]) -> Path | N
     return newest
 
 
+def find_newest_regular(folder: Path, *, before: int) -> Checkpoint | None:
+    """The newest whole checkpoint of a step before that one which was due, not saved because of a request to stop.
+
+    Damaged ones are named in the log.
+    """
+    for checkpoint in reversed(list_checkpoints(folder)):
+        if checkpoint.interrupted or checkpoint.step >= before:
+            continue
+        try:
+            verify_checkpoint(checkpoint.path)
+        except StepError as error:
+            logger.warning("passing over %s: %s: %s", checkpoint.path.name, error.path, error.message)
+        else:
+            return checkpoint
+    return None
+
+
+def remove_later(folder: Path, step: int) -> None:
+    """Delete the checkpoints of later steps."""
+    for checkpoint in list_checkpoints(folder):
+        if checkpoint.step > step:
+            _remove(checkpoint.path)
+
+
 def _number(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 

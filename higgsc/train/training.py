@@ -16,15 +16,17 @@ from higgsc.contract.outcome import Interrupted, StepError
 from higgsc.contract.state import write_state
 from higgsc.contract.stop import asked_to_stop
 from higgsc.data.store import STORE_FILE, Store
-from higgsc.train.batches import BatchPlan, pack
+from higgsc.train.batches import BatchPlan, Indices, pack
 from higgsc.train.checkpoint import VALIDATION_METRIC, read_checkpoint, save_checkpoint
-from higgsc.train.loss import LossModule, objective
+from higgsc.train.guard import FiniteGuard, NotFiniteError, record_skipped
+from higgsc.train.loss import LossModule, LossSums, objective
 from higgsc.train.mesh import Mesh
-from higgsc.train.metrics import FiniteGuard, LossMeter, MetricsWriter
+from higgsc.train.metrics import LossMeter, MetricsWriter
 from higgsc.train.model import adapter_parameters, add_lora, load_base
 from higgsc.train.optimizer import adamw, clip_gradients, learning_rate, set_learning_rate
 from higgsc.train.progress import Progress, moments, read_progress, restore, seed_dropout, writer
 from higgsc.train.resume import versions
+from higgsc.train.rollback import Rollbacks
 from higgsc.train.sequence import AudioTokens, build_sequence, label_counts
 from higgsc.train.shelf import prune_checkpoints
 from higgsc.train.validate import validation_losses
@@ -64,7 +66,8 @@ class Training:
         self._parameters = list(self._adapter.values())
         self._optimizer = adamw(self._parameters, job.optimizer)
 
-        self._guard = FiniteGuard(mesh)
+        self._guard = FiniteGuard(mesh, rows=job.batch.accumulation)
+        self._rollbacks = Rollbacks(context.path(job.checkpoints), context.path(job.run), mesh, total=total)
         self._since_log, self._since_checkpoint = LossMeter(mesh), LossMeter(mesh)
         self._window_tokens = self._window_samples = 0
         self._window_start = self._started = time.monotonic()
@@ -81,8 +84,10 @@ class Training:
             parameters=self._adapter,
             optimizer=self._optimizer,
             mesh=self._mesh,
-            step=progress.step,
+            updates=progress.step - len(progress.skipped),
         )
+        self._guard.load(progress.skipped, progress.step)
+        self._rollbacks.load(progress.rollbacks, progress.left_out)
         self._since_log.load(progress.since_log)
         self._since_checkpoint.load(progress.since_checkpoint)
         self._window_tokens, self._window_samples = progress.window_tokens, progress.window_samples
@@ -95,6 +100,17 @@ class Training:
 
     def run(self) -> Interrupted | None:
         """Train to the end, or until asked to stop, which may also be after the last step, before it is validated."""
+        while True:
+            try:
+                return self._run()
+            except NotFiniteError as error:
+                checkpoint = self._rollbacks.roll_back(error, skipped=self._guard.skipped)
+                steps, left_out, started = self._rollbacks.steps, self._rollbacks.left_out, self._started
+                self.restore(checkpoint)
+                self._rollbacks.load(steps, left_out)
+                self._started = started
+
+    def _run(self) -> Interrupted | None:
         mesh, run, start = self._mesh, self._context.path(self._job.run), self._done
         heartbeat = HeartbeatWriter(run, "train", unit="steps", total=self._total, enabled=mesh.is_first)
         heartbeat.beat(start, force=True)
@@ -105,6 +121,7 @@ class Training:
                     due = self._done > self._reported and self._is_due(self._done)
                     if due or self._done == start or self._done % BETWEEN_VOTES[mesh.device.type] == 0:
                         self._stop_if_asked()
+                        self._count_skipped(wait=due)
                     if due:
                         message = self._report(metrics)
                     if self._done == self._total:
@@ -117,7 +134,7 @@ class Training:
                     heartbeat.beat(self._done, message, force=self._done == self._total)
             except _AskedToStopError:
                 if self._done > self._saved:
-                    self._stop_if_not_finite()
+                    self._count_skipped(wait=True)
                     self._save({}, interrupted=True)
                 heartbeat.beat(self._done, "stopped, as asked", force=True)
                 return Interrupted(done=self._saved, total=self._total, unit="steps")
@@ -139,13 +156,13 @@ class Training:
         Asked to stop during the validation, nothing has changed yet: what was begun here is begun again.
         """
         job, done = self._job, self._done
-        self._stop_if_not_finite()
         values = self._since_log.means(job.loss)
         seconds = time.monotonic() - self._window_start
         values |= {
             "learning_rate": learning_rate(done - 1, job.optimizer, total=self._total),
             "grad_norm": float(self._norm),
-            "epoch": done * job.batch.global_samples / len(self._store.train),
+            "skipped_steps": len(self._guard.skipped),
+            "epoch": self._batch_of(done) * job.batch.global_samples / len(self._store.train),
             "tokens_per_second": self._window_tokens / seconds,
             "samples_per_second": self._window_samples / seconds,
         }
@@ -165,35 +182,61 @@ class Training:
             self._save(figures, interrupted=False)
         return message
 
+    def _batch_of(self, step: int) -> int:
+        """The batch that optimizer step `step` (both 0-based) trains on; a rollback leaves some out."""
+        return step + self._rollbacks.left_out
+
     def _optimizer_step(self, step: int) -> None:
         """Do optimizer step `step` (0-based)."""
-        job, mesh = self._job, self._mesh
-        seed_dropout(job.seed, mesh.rank, step)
-        samples = self._plan.global_batch(step)
-        audio_labels, text_labels = (int(n.sum()) for n in label_counts(self._store.target_frames[samples]))
-        losses = []
-        rows = self._plan.micro_batches(step, mesh.rank)
-        for number, row in enumerate(rows, start=1):
+        job, mesh, number = self._job, self._mesh, self._batch_of(step)
+        seed_dropout(job.seed, mesh.rank, number)
+        samples = self._plan.global_batch(number)
+        audio_labels, text_labels = self._labels(samples)
+        losses, sums = [], []
+        rows = self._plan.micro_batches(number, mesh.rank)
+        for last, row in enumerate(rows, start=1 - len(rows)):
             batch = pack([build_sequence(self._store.sample(int(index)), self._tokens) for index in row])
-            mesh.accumulate(self._module, last=number == len(rows))
+            mesh.accumulate(self._module, last=last == 0)
             with torch.autocast(mesh.device.type, self._autocast, enabled=self._autocast is not None):
-                sums = self._module(batch.to(mesh.device))
-            loss = objective(sums, job.loss, audio_labels=audio_labels, text_labels=text_labels)
+                sums.append(self._module(batch.to(mesh.device)))
+            loss = objective(sums[-1], job.loss, audio_labels=audio_labels, text_labels=text_labels)
             mesh.scaled(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-            for meter in (self._since_log, self._since_checkpoint):
-                meter.add_sums(sums)
+        mesh.reduce_gradients(self._parameters)
+        norm = clip_gradients(self._parameters, job.optimizer.max_grad_norm)
+
+        bad = self._guard.watch(step + 1, norm, losses)
+        self._norm = torch.where(bad > 0, self._norm, norm)
         for meter in (self._since_log, self._since_checkpoint):
+            for row_sums in sums:
+                meter.add_sums(LossSums(*(torch.where(bad > 0, 0.0, part.detach()) for part in row_sums)))
             meter.add_labels(audio_labels, text_labels)
         self._window_tokens += int(self._store.lengths[samples].sum())
         self._window_samples += len(samples)
-
-        mesh.reduce_gradients(self._parameters)
-        self._norm = clip_gradients(self._parameters, job.optimizer.max_grad_norm)
-        self._guard.watch(step + 1, self._norm, *losses)
         set_learning_rate(self._optimizer, learning_rate(step, job.optimizer, total=self._total))
+        self._optimizer.found_inf = bad  # type: ignore[attr-defined]  # then it changes nothing
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def _labels(self, samples: Indices) -> tuple[int, int]:
+        """Labelled codes and text tokens of samples."""
+        audio, text = (int(n.sum()) for n in label_counts(self._store.target_frames[samples]))
+        return audio, text
+
+    def _count_skipped(self, *, wait: bool) -> None:
+        """Take steps that were skipped out of the figures, note their samples, and go back if they are too many."""
+        new = self._guard.news(self._done, wait=wait)
+        for step in new:
+            number = self._batch_of(step - 1)
+            batch = self._plan.global_batch(number)
+            audio, text = self._labels(batch)
+            for meter in (self._since_log, self._since_checkpoint):
+                meter.add_labels(-audio, -text)
+            samples = self._guard.samples(step, self._plan.micro_batches(number, self._mesh.rank))
+            if self._mesh.is_first:
+                run = self._context.path(self._job.run)
+                self._rollbacks.suspect(record_skipped(run, step, samples, batch, self._store))
+        self._guard.judge(new)
 
     def _validate(self) -> dict[str, float]:
         """The losses of the held-out samples; empty where there are none."""
@@ -215,7 +258,7 @@ class Training:
         )
         # The step's own loss and gradient were finite, but its update may still have broken the adapter.
         if not (math.isfinite(losses.audio) and math.isfinite(losses.text)):
-            raise self._not_finite("the validation loss", self._done)
+            raise NotFiniteError("the validation loss", self._done)
         return {VALIDATION_METRIC: losses.audio, "validation/text_loss": losses.text}
 
     def _save(self, figures: dict[str, float], *, interrupted: bool) -> None:
@@ -223,13 +266,16 @@ class Training:
         job, mesh, done = self._job, self._mesh, self._done
         weights = {name: mesh.whole(parameter) for name, parameter in self._adapter.items()}
         if not all(tensor.isfinite().all() for tensor in weights.values()):
-            raise self._not_finite("the adapter", done)
+            raise NotFiniteError("the adapter", done)
         now = time.monotonic()
         progress = Progress(
             step=done,
             seconds=now - self._started,
             store_sha256=self._store_sha256,
             versions=versions(),
+            skipped=tuple(self._guard.skipped),
+            rollbacks=self._rollbacks.steps,
+            left_out=self._rollbacks.left_out,
             grad_norm=float(self._norm),
             since_log=self._since_log.save(),
             since_checkpoint=self._since_checkpoint.save(),
@@ -257,17 +303,6 @@ class Training:
             return done
 
         self._saved = mesh.on_first(write)
-
-    def _stop_if_not_finite(self) -> None:
-        bad = self._guard.first_bad_step()
-        if bad is not None:
-            raise self._not_finite("the loss or a gradient", bad)
-
-    def _not_finite(self, what: str, step: int) -> StepError:
-        return StepError(
-            f"{what} is not finite at step {step} of {self._total}; nothing was saved from there on",
-            help="lower `training.learning_rate`, lengthen the warm-up, or train in fp32",
-        )
 
 
 def _check_base(job: TrainJob, store: Store) -> None:
