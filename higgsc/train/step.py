@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 
 import torch
 
@@ -21,6 +22,7 @@ from higgsc.train.checkpoint import (
     list_checkpoints,
     read_checkpoint,
 )
+from higgsc.train.lock import hold_run
 from higgsc.train.mesh import Mesh, lost_contact, open_mesh
 from higgsc.train.progress import read_progress
 from higgsc.train.resume import find_start
@@ -37,9 +39,9 @@ def run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
     (`higgsc.contract.stop`), it saves at the end of the step and returns how far it came.
 
     Raises:
-        StepError: If the store, the base, the devices or the checkpoints are not what the job needs, if the disk is
-            full (74), if memory does not suffice, if another process is lost, or if the loss or a gradient stops
-            being finite; nothing is saved from that step on.
+        StepError: If the store, the base, the devices or the checkpoints are not what the job needs, if another
+            training is at work in the run's folder or the disk is full (74), if memory does not suffice, if another
+            process is lost, or if losses or gradients stop being finite and going back does not help.
     """
     store = Store.open(context.path(job.store))
     total = total_steps(job.optimizer, samples=len(store.train), global_samples=job.batch.global_samples)
@@ -62,25 +64,27 @@ def run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
 
 def _train(job: TrainJob, context: StepContext, mesh: Mesh, store: Store, total: int) -> Interrupted | None:
     """Train to the end, or until asked to stop."""
-    folder = context.path(job.checkpoints)
+    folder, run = context.path(job.checkpoints), context.path(job.run)
     store_sha256 = sha256_file(store.path / STORE_FILE)
+    with ExitStack() as held:
 
-    def find() -> int:
-        start = find_start(folder, job, store_sha256=store_sha256, total=total)
-        write_state(context.path(job.run), job.step, "running", start, total)
-        return start
+        def find() -> int:
+            held.enter_context(hold_run(run))
+            start = find_start(folder, job, store_sha256=store_sha256, total=total)
+            write_state(run, job.step, "running", start, total)
+            return start
 
-    start = mesh.on_first(find)
-    checkpoint = checkpoint_path(folder, start) if start else None
-    if checkpoint is not None:
-        if start == total and not read_checkpoint(checkpoint).interrupted:
-            logger.info("finished before: %s is there", checkpoint.name)
-            return None
-        logger.info("going on from %s", checkpoint.name)
-    training = Training(job, context, mesh, store, total=total, store_sha256=store_sha256)
-    if checkpoint is not None:
-        training.restore(checkpoint)
-    return training.run()
+        start = mesh.on_first(find)
+        checkpoint = checkpoint_path(folder, start) if start else None
+        if checkpoint is not None:
+            if start == total and not read_checkpoint(checkpoint).interrupted:
+                logger.info("finished before: %s is there", checkpoint.name)
+                return None
+            logger.info("going on from %s", checkpoint.name)
+        training = Training(job, context, mesh, store, total=total, store_sha256=store_sha256)
+        if checkpoint is not None:
+            training.restore(checkpoint)
+        return training.run()
 
 
 def _result(job: TrainJob, context: StepContext, total: int) -> StepResult:
