@@ -90,13 +90,16 @@ class BatchPlan:
 
     def global_batch(self, step: int) -> Indices:
         """Samples of optimizer step `step` (0-based) as indices into the store, `[global_samples]`."""
-        first, last = step * self.global_samples, (step + 1) * self.global_samples
+        return self.stream(step * self.global_samples, (step + 1) * self.global_samples)
+
+    def stream(self, first: int, last: int) -> Indices:
+        """A part of the endless stream of samples as indices into the store, `[last - first]`."""
         samples = len(self.indices)
         epochs = range(first // samples, (last - 1) // samples + 1)
         stream = np.concatenate([epoch_order(self.seed, epoch, samples) for epoch in epochs])
         skipped = epochs.start * samples
-        batch: Indices = self.indices[stream[first - skipped : last - skipped]]
-        return batch
+        part: Indices = self.indices[stream[first - skipped : last - skipped]]
+        return part
 
     def micro_batches(self, step: int, rank: int) -> Indices:
         """The share of process `rank` in a step, `[accumulation, micro_samples]`."""

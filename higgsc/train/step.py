@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 
-import torch
-
 from higgsc.contract.jobs import StepContext, TrainJob
 from higgsc.contract.outcome import ExitCode, Interrupted, StepError, StepResult
 from higgsc.contract.receipts import sha256_file
@@ -25,6 +23,7 @@ from higgsc.train.checkpoint import (
 from higgsc.train.lock import hold_run
 from higgsc.train.mesh import Mesh, lost_contact, open_mesh
 from higgsc.train.progress import read_progress
+from higgsc.train.rehearsal import explained
 from higgsc.train.resume import find_start
 from higgsc.train.training import Training
 
@@ -40,16 +39,17 @@ def run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
 
     Raises:
         StepError: If the store, the base, the devices or the checkpoints are not what the job needs, if another
-            training is at work in the run's folder or the disk is full (74), if memory does not suffice, if another
-            process is lost, or if losses or gradients stop being finite and going back does not help.
+            training is at work in the run's folder or the disk is full (74), if memory does not suffice (71), if
+            another process is lost, or if losses or gradients stop being finite and going back does not help.
     """
     store = Store.open(context.path(job.store))
     total = total_steps(job.optimizer, samples=len(store.train), global_samples=job.batch.global_samples)
     try:
-        with open_mesh(job.mesh, job.device, rank=context.rank, world_size=context.world_size) as mesh:
+        with (
+            explained(job),
+            open_mesh(job.mesh, job.device, rank=context.rank, world_size=context.world_size) as mesh,
+        ):
             interrupted = _train(job, context, mesh, store, total)
-    except torch.OutOfMemoryError as error:
-        raise _out_of_memory(job, error) from error
     except RuntimeError as error:
         if context.world_size == 1 or not lost_contact(error):
             raise
@@ -105,14 +105,4 @@ def _result(job: TrainJob, context: StepContext, total: int) -> StepResult:
         inputs=(context.path(job.store) / STORE_FILE,),
         outputs=(folder, context.path(job.run) / "metrics.jsonl"),
         figures=figures | {"steps": total, "seconds": seconds},
-    )
-
-
-def _out_of_memory(job: TrainJob, error: torch.OutOfMemoryError) -> StepError:
-    samples, shard = job.batch.micro_samples, job.mesh.shard
-    fewer = f"lower `training.micro_batch.samples` (now {samples}); the global batch stays the same"
-    more = f"raise `parallelism.shard` (now {shard}) so that more GPUs share one copy of the base"
-    return StepError(
-        f"out of GPU memory: {first_line(error)}",
-        help=f"{fewer}, or {more}; training goes on from the newest checkpoint" if samples > 1 else more,
     )

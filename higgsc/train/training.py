@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 
 from higgsc.contract.heartbeat import HeartbeatWriter
 from higgsc.contract.jobs import StepContext, TrainJob
@@ -25,6 +26,7 @@ from higgsc.train.metrics import LossMeter, MetricsWriter
 from higgsc.train.model import adapter_parameters, add_lora, load_base
 from higgsc.train.optimizer import adamw, clip_gradients, learning_rate, set_learning_rate
 from higgsc.train.progress import Progress, moments, read_progress, restore, seed_dropout, writer
+from higgsc.train.rehearsal import REHEARSES, longest_row, rehearse
 from higgsc.train.resume import versions
 from higgsc.train.rollback import Rollbacks
 from higgsc.train.sequence import AudioTokens, build_sequence, label_counts
@@ -100,6 +102,8 @@ class Training:
 
     def run(self) -> Interrupted | None:
         """Train to the end, or until asked to stop, which may also be after the last step, before it is validated."""
+        if self._mesh.device.type in REHEARSES and self._done < self._total:
+            self._rehearse()
         while True:
             try:
                 return self._run()
@@ -192,18 +196,8 @@ class Training:
         seed_dropout(job.seed, mesh.rank, number)
         samples = self._plan.global_batch(number)
         audio_labels, text_labels = self._labels(samples)
-        losses, sums = [], []
         rows = self._plan.micro_batches(number, mesh.rank)
-        for last, row in enumerate(rows, start=1 - len(rows)):
-            batch = pack([build_sequence(self._store.sample(int(index)), self._tokens) for index in row])
-            mesh.accumulate(self._module, last=last == 0)
-            with torch.autocast(mesh.device.type, self._autocast, enabled=self._autocast is not None):
-                sums.append(self._module(batch.to(mesh.device)))
-            loss = objective(sums[-1], job.loss, audio_labels=audio_labels, text_labels=text_labels)
-            mesh.scaled(loss).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-        mesh.reduce_gradients(self._parameters)
-        norm = clip_gradients(self._parameters, job.optimizer.max_grad_norm)
+        losses, sums, norm = self._gradients(rows, audio_labels=audio_labels, text_labels=text_labels)
 
         bad = self._guard.watch(step + 1, norm, losses)
         self._norm = torch.where(bad > 0, self._norm, norm)
@@ -217,6 +211,39 @@ class Training:
         self._optimizer.found_inf = bad  # type: ignore[attr-defined]  # then it changes nothing
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def _gradients(
+        self, rows: Indices, *, audio_labels: int, text_labels: int
+    ) -> tuple[list[Tensor], list[LossSums], Tensor]:
+        """Compute and clip the gradients of this process's rows `[rows, samples]` of a step.
+
+        Returns:
+            Their shares of the objective, their cross-entropy, and the gradient's norm over all processes.
+        """
+        job, mesh = self._job, self._mesh
+        losses, sums = [], []
+        for last, row in enumerate(rows, start=1 - len(rows)):
+            batch = pack([build_sequence(self._store.sample(int(index)), self._tokens) for index in row])
+            mesh.accumulate(self._module, last=last == 0)
+            with torch.autocast(mesh.device.type, self._autocast, enabled=self._autocast is not None):
+                sums.append(self._module(batch.to(mesh.device)))
+            loss = objective(sums[-1], job.loss, audio_labels=audio_labels, text_labels=text_labels)
+            mesh.scaled(loss).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        mesh.reduce_gradients(self._parameters)
+        return losses, sums, clip_gradients(self._parameters, job.optimizer.max_grad_norm)
+
+    def _rehearse(self) -> None:
+        """Meet the longest row of the run now."""
+        row = longest_row(self._plan, self._store.lengths, self._total + self._rollbacks.left_out)
+        rehearse(
+            row,
+            job=self._job,
+            store=self._store,
+            parameters=self._parameters,
+            optimizer=self._optimizer,
+            gradients=lambda rows: self._gradients(rows, audio_labels=1, text_labels=1),
+        )
 
     def _labels(self, samples: Indices) -> tuple[int, int]:
         """Labelled codes and text tokens of samples."""

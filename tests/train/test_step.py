@@ -167,18 +167,6 @@ def test_a_gpu_that_is_not_there(project: Project) -> None:
     assert caught.value.code == ExitCode.MISSING_INPUT
 
 
-@pytest.mark.parametrize("micro, knob", [(2, "training.micro_batch.samples"), (1, "parallelism.shard")])
-def test_out_of_memory_names_the_knob(project: Project, monkeypatch: pytest.MonkeyPatch, micro: int, knob: str) -> None:
-    def forward(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
-
-    monkeypatch.setattr(LossModule, "forward", forward)
-    batch = BatchJob(global_samples=4, micro_samples=micro, accumulation=4 // micro)
-    with pytest.raises(StepError, match="out of GPU memory: CUDA out of memory") as caught:
-        project.train(project.job(batch=batch))
-    assert f"`{knob}` (now {micro})" in str(caught.value)
-
-
 def test_no_store(project: Project) -> None:
     with pytest.raises(StepError, match="no store"):
         project.train(project.job(store="elsewhere"))
