@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 from contextlib import ExitStack
 
@@ -26,6 +27,7 @@ from higgsc.train.progress import read_progress
 from higgsc.train.rehearsal import explained
 from higgsc.train.resume import find_start
 from higgsc.train.training import Training
+from higgsc.train.watchdog import record_collectives
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,11 @@ def run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
             another process is lost, or if losses or gradients stop being finite and going back does not help.
     """
     store = Store.open(context.path(job.store))
+    logs = context.path(job.run) / "logs"
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # so that SIGBUS, of a file that shrank under a memory map, leaves a stack
+    if job.device == "cuda" and context.world_size > 1:
+        record_collectives(logs)
     total = total_steps(job.optimizer, samples=len(store.train), global_samples=job.batch.global_samples)
     try:
         with (
@@ -56,8 +63,8 @@ def run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
         raise StepError(
             f"lost contact with the other processes: {first_line(error)}",
             code=ExitCode.IO,
-            help="one of them ended or hangs, and its own message, if it left one, is in this log; "
-            "start the step again to go on from the newest checkpoint",
+            help="one of them ended or hangs; its own message, if it left one, is in this log, and where it hung in "
+            f"{logs}/stacks-*.txt; start the step again to go on from the newest checkpoint",
         ) from error
     return interrupted or _result(job, context, total)
 

@@ -21,7 +21,7 @@ from higgsc.train.batches import BatchPlan, Indices, pack
 from higgsc.train.checkpoint import VALIDATION_METRIC, read_checkpoint, save_checkpoint
 from higgsc.train.guard import FiniteGuard, NotFiniteError, record_skipped
 from higgsc.train.loss import LossModule, LossSums, objective
-from higgsc.train.mesh import Mesh
+from higgsc.train.mesh import Mesh, step_timeout
 from higgsc.train.metrics import LossMeter, MetricsWriter
 from higgsc.train.model import adapter_parameters, add_lora, load_base
 from higgsc.train.optimizer import adamw, clip_gradients, learning_rate, set_learning_rate
@@ -32,6 +32,7 @@ from higgsc.train.rollback import Rollbacks
 from higgsc.train.sequence import AudioTokens, build_sequence, label_counts
 from higgsc.train.shelf import prune_checkpoints
 from higgsc.train.validate import validation_losses
+from higgsc.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class Training:
 
         self._guard = FiniteGuard(mesh, rows=job.batch.accumulation)
         self._rollbacks = Rollbacks(context.path(job.checkpoints), context.path(job.run), mesh, total=total)
+        self._dog = Watchdog(context.path(job.run) / "logs", mesh.rank, step_timeout().total_seconds())
         self._since_log, self._since_checkpoint = LossMeter(mesh), LossMeter(mesh)
         self._window_tokens = self._window_samples = 0
         self._window_start = self._started = time.monotonic()
@@ -104,6 +106,10 @@ class Training:
         """Train to the end, or until asked to stop, which may also be after the last step, before it is validated."""
         if self._mesh.device.type in REHEARSES and self._done < self._total:
             self._rehearse()
+        with self._dog:
+            return self._run_or_go_back()
+
+    def _run_or_go_back(self) -> Interrupted | None:
         while True:
             try:
                 return self._run()
@@ -133,6 +139,7 @@ class Training:
                     self._optimizer_step(self._done)
                     if self._done == start:
                         mesh.expect_steps()
+                    self._dog.heard()
                     self._done += 1
                     metrics.advance(self._done)
                     heartbeat.beat(self._done, message, force=self._done == self._total)
@@ -271,6 +278,7 @@ class Training:
             return {}
 
         def before_row(number: int) -> None:
+            self._dog.heard()
             if number % BETWEEN_VOTES[self._mesh.device.type] == 0:
                 self._stop_if_asked()
 

@@ -19,12 +19,14 @@ import torch
 from peft import PeftModel
 
 from higgsc.contract.jobs import BatchJob, CheckpointJob, MeshJob, TrainJob
-from higgsc.contract.outcome import ExitCode
+from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.receipts import read_receipt
 from higgsc.contract.state import StepState, read_state
 from higgsc.train.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint, verify_checkpoint
+from higgsc.train.mesh import STEP_TIMEOUT, step_timeout
 from higgsc.train.model import adapter_parameters, add_lora
 from higgsc.train.shelf import find_newest_whole, prune_checkpoints, recover_checkpoints
+from higgsc.train.watchdog import Watchdog
 
 from .conftest import Project
 from .test_checkpoint import LORA, REF
@@ -218,23 +220,11 @@ def test_no_room_for_a_checkpoint(project: Project, stop_at_vote: Any) -> None: 
     assert outcome(project) == expected
 
 
-IMPATIENT = """
-import sys
-from datetime import timedelta
-from higgsc.train import mesh
-mesh.TIMEOUT = timedelta(seconds=3)
-from higgsc.cli import main
-sys.argv.insert(1, "run-step")
-main()
-"""
-
-
 @pytest.mark.slow
-def test_a_rank_that_hangs_fails_the_step(project: Project) -> None:
-    program = project.root / "impatient.py"
-    program.write_text(IMPATIENT)
+def test_a_rank_that_hangs_fails_the_step(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STEP_TIMEOUT, "3")
     job = two_ranks(project, optimizer=project.job().optimizer.model_copy(update={"steps": 10_000}))
-    with Process(project, job, ranks=2, program=(str(program),)) as process:
+    with Process(project, job, ranks=2) as process:
         process.until_saved(5)
         hung = process.children()[1]
         os.kill(hung, signal.SIGSTOP)
@@ -243,6 +233,31 @@ def test_a_rank_that_hangs_fails_the_step(project: Project) -> None:
         assert time.monotonic() - before < 15
         os.kill(hung, signal.SIGKILL)  # torchrun would insist after 30 seconds
         assert process.wait() != 0
+    logs = project.root / "run" / "logs"
+    assert f"{logs}/stacks-*.txt" in process.log.read_text()
+    stacks = (logs / "stacks-0.txt").read_text()
+    assert stacks.startswith("Timeout (0:00:02.4")
+    assert "all_reduce" in stacks
+
+
+def test_a_silent_process_writes_where_it_is(tmp_path: Path) -> None:
+    """Without the interpreter's help: a process that hangs in a library holds its lock."""
+    with Watchdog(tmp_path / "logs", 3, timeout=0.1) as dog:
+        time.sleep(0.2)  # before the first step, whatever takes long is no fault
+        assert dog.path.read_text() == ""
+        dog.heard()
+        time.sleep(0.2)
+    assert "test_a_silent_process_writes_where_it_is" in dog.path.read_text()
+    with Watchdog(tmp_path / "logs", 4, timeout=60) as other:
+        other.heard()
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["stacks-3.txt"]
+
+
+@pytest.mark.parametrize("value", ["soon", "0", "nan", "1e300", "-1"])
+def test_a_timeout_that_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STEP_TIMEOUT, value)
+    with pytest.raises(StepError, match=f"HIGGSC_STEP_TIMEOUT is `{value}`"):
+        step_timeout()
 
 
 @pytest.fixture
