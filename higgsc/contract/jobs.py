@@ -99,9 +99,16 @@ class LossJob(_Frozen):
     audio: float
 
 
+BestMetric = Literal["validation/audio_loss", "validation/text_loss", "loss/audio", "loss/text", "loss/total"]
+"""Figures of a checkpoint that can say which one is the best: the one with the lowest."""
+
+
 class CheckpointJob(_Frozen):
     every_steps: int
     keep_last: int
+    keep_every: int | None = None
+    """Those of which the step is a multiple of this are kept for good."""
+    best: BestMetric = "validation/audio_loss"
 
 
 class JobBase(_Frozen):
@@ -155,6 +162,8 @@ class MergeJob(JobBase):
     step: Literal["merge"] = "merge"
     checkpoints: str
     select: Literal["best", "last"]
+    best: BestMetric = "validation/audio_loss"
+    """What the best checkpoint has the lowest value of."""
     dtype: Literal["bf16", "fp32"]
     merged: str
 

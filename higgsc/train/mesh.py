@@ -134,9 +134,13 @@ class Mesh:
         return int(answer)
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """A parameter's full value on the CPU; every process has to ask for it."""
+        """A parameter's full value, on its device; every process has to ask for it. Without shards, no copy."""
         value = tensor.detach()
-        return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+        return value.full_tensor() if isinstance(value, DTensor) else value
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """What this process holds of a parameter."""
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
     def part(self, whole: Tensor, like: Tensor) -> Tensor:
         """What this process holds of a full value, where it lies like that parameter: the inverse of `whole`."""

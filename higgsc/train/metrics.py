@@ -146,13 +146,17 @@ class MetricsWriter:
         """Move the progress bar."""
         self._bar.update(self._task, completed=step)
 
-    def write(self, step: int, values: Mapping[str, float], *, durable: bool) -> str:
+    def flush(self) -> None:
+        """Wait until all that was written is on disk."""
+        os.fsync(self._lines.fileno())
+        self._board.flush()
+
+    def write(self, step: int, values: Mapping[str, float]) -> str:
         """Write the figures of optimizer step `step` (1-based); returns the main ones as a short text.
 
         Args:
             step: Optimizer steps done.
             values: Figures by name.
-            durable: Whether they have to be on disk before it returns, for a checkpoint that counts on them.
         """
         text = "  ".join(f"{short} {values[name]:.4g}" for name, short in _CONSOLE.items() if name in values)
         if not self._enabled:
@@ -161,9 +165,6 @@ class MetricsWriter:
         self._lines.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
-        if durable:
-            os.fsync(self._lines.fileno())
-            self._board.flush()
         if self._bar.disable:
             logger.info("step %d/%d  %s", step, self._total, text)
         elif "loss/audio" in values:

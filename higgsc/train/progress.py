@@ -65,21 +65,6 @@ def seed_dropout(seed: int, rank: int, step: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence((seed, rank, step)).generate_state(1, np.uint64)[0]))
 
 
-def moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], mesh: Mesh) -> dict[str, Tensor]:
-    """AdamW's moments in full, on the CPU of the first process; every process has to ask.
-
-    Empty before the first step.
-    """
-    found: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        for moment in MOMENTS:
-            if parameter in optimizer.state:
-                whole = mesh.whole(optimizer.state[parameter][moment])
-                if mesh.is_first:  # the others only took part in putting it together
-                    found[f"{moment}.{name}"] = whole
-    return found
-
-
 def writer(job: TrainJob, progress: Progress, moments: Mapping[str, Tensor]) -> Callable[[Path], None]:
     """What writes the three files into a checkpoint's folder."""
 

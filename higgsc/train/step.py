@@ -100,10 +100,10 @@ def _result(job: TrainJob, context: StepContext, total: int) -> StepResult:
     last = checkpoint_path(folder, total)
     figures: dict[str, float | int | str] = dict(read_checkpoint(last).metrics)
     name = VALIDATION_METRIC if VALIDATION_METRIC in figures else TRAINING_METRIC
-    summary = f"{total} steps, {name} {figures[name]:.4f}"
+    summary = f"{total} steps" + (f", {name} {figures[name]:.4f}" if name in figures else "")
     if context.is_first:
         write_state(context.path(job.run), job.step, "done", total, total)
-        best = best_checkpoint(list_checkpoints(folder))
+        best = best_checkpoint(list_checkpoints(folder), job.checkpoint.best)
         summary += f", best checkpoint {best.path.name}"
         figures["best_step"] = best.step
     seconds = round(read_progress(last).seconds, 1)

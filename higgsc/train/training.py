@@ -14,23 +14,22 @@ from torch import Tensor
 from higgsc.contract.heartbeat import HeartbeatWriter
 from higgsc.contract.jobs import StepContext, TrainJob
 from higgsc.contract.outcome import Interrupted, StepError
-from higgsc.contract.state import write_state
 from higgsc.contract.stop import asked_to_stop
 from higgsc.data.store import STORE_FILE, Store
 from higgsc.train.batches import BatchPlan, Indices, pack
-from higgsc.train.checkpoint import VALIDATION_METRIC, read_checkpoint, save_checkpoint
+from higgsc.train.checkpoint import VALIDATION_METRIC, read_checkpoint
 from higgsc.train.guard import FiniteGuard, NotFiniteError, record_skipped
 from higgsc.train.loss import LossModule, LossSums, objective
 from higgsc.train.mesh import Mesh, step_timeout
 from higgsc.train.metrics import LossMeter, MetricsWriter
 from higgsc.train.model import adapter_parameters, add_lora, load_base
 from higgsc.train.optimizer import adamw, clip_gradients, learning_rate, set_learning_rate
-from higgsc.train.progress import Progress, moments, read_progress, restore, seed_dropout, writer
+from higgsc.train.progress import Progress, read_progress, restore, seed_dropout
 from higgsc.train.rehearsal import REHEARSES, longest_row, rehearse
 from higgsc.train.resume import versions
 from higgsc.train.rollback import Rollbacks
+from higgsc.train.saving import Saver
 from higgsc.train.sequence import AudioTokens, build_sequence, label_counts
-from higgsc.train.shelf import prune_checkpoints
 from higgsc.train.validate import validation_losses
 from higgsc.train.watchdog import Watchdog
 
@@ -71,6 +70,15 @@ class Training:
 
         self._guard = FiniteGuard(mesh, rows=job.batch.accumulation)
         self._rollbacks = Rollbacks(context.path(job.checkpoints), context.path(job.run), mesh, total=total)
+        self._saver = Saver(
+            job,
+            context,
+            mesh,
+            model=self._model,
+            parameters=self._adapter,
+            optimizer=self._optimizer,
+            total=total,
+        )
         self._dog = Watchdog(context.path(job.run) / "logs", mesh.rank, step_timeout().total_seconds())
         self._since_log, self._since_checkpoint = LossMeter(mesh), LossMeter(mesh)
         self._window_tokens = self._window_samples = 0
@@ -114,6 +122,7 @@ class Training:
             try:
                 return self._run()
             except NotFiniteError as error:
+                self._saver.finish()
                 checkpoint = self._rollbacks.roll_back(error, skipped=self._guard.skipped)
                 steps, left_out, started = self._rollbacks.steps, self._rollbacks.left_out, self._started
                 self.restore(checkpoint)
@@ -125,7 +134,10 @@ class Training:
         heartbeat = HeartbeatWriter(run, "train", unit="steps", total=self._total, enabled=mesh.is_first)
         heartbeat.beat(start, force=True)
         message = ""
-        with MetricsWriter(run, self._total, start=self._reported, enabled=mesh.is_first) as metrics:
+        with (
+            MetricsWriter(run, self._total, start=self._reported, enabled=mesh.is_first) as metrics,
+            self._saver,  # ends before the figures do, which a checkpoint counts on
+        ):
             try:
                 while True:
                     due = self._done > self._reported and self._is_due(self._done)
@@ -135,6 +147,7 @@ class Training:
                     if due:
                         message = self._report(metrics)
                     if self._done == self._total:
+                        self._saver.finish()
                         break
                     self._optimizer_step(self._done)
                     if self._done == start:
@@ -146,7 +159,8 @@ class Training:
             except _AskedToStopError:
                 if self._done > self._saved:
                     self._count_skipped(wait=True)
-                    self._save({}, interrupted=True)
+                    self._save({}, metrics, interrupted=True)
+                self._saver.finish()
                 heartbeat.beat(self._done, "stopped, as asked", force=True)
                 return Interrupted(done=self._saved, total=self._total, unit="steps")
         return None
@@ -158,8 +172,18 @@ class Training:
         return done % self._job.checkpoint.every_steps == 0 or done == self._total
 
     def _stop_if_asked(self) -> None:
-        if self._mesh.any(asked_to_stop(self._context.path(self._job.run))):
-            raise _AskedToStopError
+        """End here, on all processes, if one of them was asked to, or if the last checkpoint could not be written.
+
+        Raises:
+            _AskedToStopError: In the first case.
+            StepError: In the second (74, if the disk was at fault).
+        """
+        asked = asked_to_stop(self._context.path(self._job.run))
+        if not self._mesh.any(asked or self._saver.failed):
+            return
+        if self._mesh.any(self._saver.failed):
+            self._saver.finish()
+        raise _AskedToStopError
 
     def _report(self, metrics: MetricsWriter) -> str:
         """Write the figures of the steps up to here, and save where it is time; returns the main ones as a text.
@@ -183,14 +207,13 @@ class Training:
             validation = self._validate()
             figures = self._since_checkpoint.means(job.loss) | validation
             values |= validation
-        # Written before the checkpoint: one that is there has its line.
-        message = metrics.write(done, values, durable=saving)
+        message = metrics.write(done, values)
         self._since_log.reset()
         self._window_start, self._window_tokens, self._window_samples = time.monotonic(), 0, 0
         self._reported = done
         if saving:
             self._since_checkpoint.reset()
-            self._save(figures, interrupted=False)
+            self._save(figures, metrics, interrupted=False)
         return message
 
     def _batch_of(self, step: int) -> int:
@@ -296,15 +319,11 @@ class Training:
             raise NotFiniteError("the validation loss", self._done)
         return {VALIDATION_METRIC: losses.audio, "validation/text_loss": losses.text}
 
-    def _save(self, figures: dict[str, float], *, interrupted: bool) -> None:
-        """Save a checkpoint of the steps done so far, and delete those it replaces."""
-        job, mesh, done = self._job, self._mesh, self._done
-        weights = {name: mesh.whole(parameter) for name, parameter in self._adapter.items()}
-        if not all(tensor.isfinite().all() for tensor in weights.values()):
-            raise NotFiniteError("the adapter", done)
+    def _save(self, figures: dict[str, float], metrics: MetricsWriter, *, interrupted: bool) -> None:
+        """Have a checkpoint of the steps done so far written, and those deleted that it replaces."""
         now = time.monotonic()
         progress = Progress(
-            step=done,
+            step=self._done,
             seconds=now - self._started,
             store_sha256=self._store_sha256,
             versions=versions(),
@@ -318,26 +337,9 @@ class Training:
             window_samples=self._window_samples,
             window_seconds=now - self._window_start,
         )
-        write_more = writer(job, progress, moments(self._optimizer, self._adapter, mesh))
-
-        def write() -> int:
-            folder = self._context.path(job.checkpoints)
-            saved = save_checkpoint(
-                folder,
-                done,
-                model=self._model,
-                weights=weights,
-                ref=job.model,
-                metrics=figures,
-                interrupted=interrupted,
-                write_more=write_more,
-            )
-            write_state(self._context.path(job.run), job.step, "running", done, self._total)
-            removed = ", ".join(old.path.name for old in prune_checkpoints(folder, job.checkpoint.keep_last))
-            logger.info("saved %s%s", saved.name, f", removed {removed}" if removed else "")
-            return done
-
-        self._saved = mesh.on_first(write)
+        # A checkpoint that is there has its line of figures.
+        self._saver.save(progress, figures, before=metrics.flush, interrupted=interrupted)
+        self._saved = self._done
 
 
 def _check_base(job: TrainJob, store: Store) -> None:

@@ -276,7 +276,7 @@ def test_killed_at_any_moment_of_saving(tiny_adapter: PeftModel, tmp_path: Path)
             step = number // 2 + 1  # each one twice
             weights = {name: torch.full_like(parameter, step) for name, parameter in names.items()}
             save_checkpoint(tmp_path, step, model=tiny_adapter, weights=weights, ref=REF, metrics={"loss/audio": -step})
-            prune_checkpoints(tmp_path, 2)
+            prune_checkpoints(tmp_path, CheckpointJob(every_steps=1, keep_last=2))
 
     for _ in range(25):
         shutil.rmtree(tmp_path)

@@ -72,7 +72,12 @@ def _train(ir: Ir) -> Step:
             steps=training.steps,
         ),
         loss=jobs.LossJob(text=spec.loss.text, audio=spec.loss.audio),
-        checkpoint=jobs.CheckpointJob(every_steps=spec.checkpoint.every_steps, keep_last=spec.checkpoint.keep_last),
+        checkpoint=jobs.CheckpointJob(
+            every_steps=spec.checkpoint.every_steps,
+            keep_last=spec.checkpoint.keep_last,
+            keep_every=spec.checkpoint.keep_every,
+            best=spec.checkpoint.best,
+        ),
         checkpoints=f"{ir.text('output')}/checkpoints",
         log_every_steps=training.log_every_steps,
     )
@@ -85,6 +90,7 @@ def _merge(ir: Ir) -> Step:
         **_common(ir),
         checkpoints=f"{ir.text('output')}/checkpoints",
         select=ir.spec.merge.select,
+        best=ir.spec.checkpoint.best,
         dtype=ir.spec.merge.dtype,
         merged=f"{ir.text('output')}/merged",
     )
