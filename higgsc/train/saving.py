@@ -12,8 +12,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from higgsc.contract.jobs import StepContext, TrainJob
+from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.contract.publish import free_space
 from higgsc.contract.state import write_state
-from higgsc.train.checkpoint import save_checkpoint
+from higgsc.train.checkpoint import list_checkpoints, save_checkpoint
 from higgsc.train.guard import NotFiniteError
 from higgsc.train.mesh import Mesh
 from higgsc.train.progress import MOMENTS, Progress, writer
@@ -62,6 +64,33 @@ class Saver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._writer.__exit__(kind, error, trace)
+
+    def check_room(self) -> None:
+        """See to it now that there is room for a checkpoint, not when the first one is due.
+
+        Raises:
+            StepError: If there is none (74).
+        """
+        self._mesh.on_first(self._check_room)
+
+    def _check_room(self) -> int:
+        folder, keep = self._context.path(self._job.checkpoints), self._job.checkpoint.keep_last
+        size, free = self._host.size, free_space(folder)
+        if free < size:
+            raise StepError(
+                f"a checkpoint takes {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there",
+                code=ExitCode.IO,
+                path=folder,
+                help="make room, or name another `output`",
+            )
+        # One more than are kept is there for a moment, beside the best one.
+        wanted = size * (keep + 2 - len(list_checkpoints(folder)))
+        if free < wanted:
+            logger.warning(
+                "%s: %.1f MB are free, but keeping the last %d checkpoints and the best one takes %.1f MB more",
+                folder, free / 1e6, keep, wanted / 1e6,
+            )  # fmt: skip
+        return 0
 
     @property
     def failed(self) -> bool:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 from higgsc.contract.jobs import StepContext, TrainJob
 from higgsc.contract.outcome import ExitCode, Interrupted, StepError, StepResult
+from higgsc.contract.publish import refused_by_disk
 from higgsc.contract.receipts import sha256_file
 from higgsc.contract.state import write_state
 from higgsc.data.loading import first_line
@@ -57,6 +58,10 @@ def run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
             open_mesh(job.mesh, job.device, rank=context.rank, world_size=context.world_size) as mesh,
         ):
             interrupted = _train(job, context, mesh, store, total)
+    except OSError as error:
+        if (refused := refused_by_disk(error, context.path(job.run))) is not None:
+            raise refused from error
+        raise
     except RuntimeError as error:
         if context.world_size == 1 or not lost_contact(error):
             raise
@@ -77,6 +82,7 @@ def _train(job: TrainJob, context: StepContext, mesh: Mesh, store: Store, total:
 
         def find() -> int:
             held.enter_context(hold_run(run))
+            Store.open(store.path, verify=True)
             start = find_start(folder, job, store_sha256=store_sha256, total=total)
             write_state(run, job.step, "running", start, total)
             return start

@@ -112,6 +112,7 @@ class Training:
 
     def run(self) -> Interrupted | None:
         """Train to the end, or until asked to stop, which may also be after the last step, before it is validated."""
+        self._saver.check_room()
         if self._mesh.device.type in REHEARSES and self._done < self._total:
             self._rehearse()
         with self._dog:

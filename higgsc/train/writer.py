@@ -36,6 +36,11 @@ class HostCopy:
         self._arrived = torch.cuda.Event() if self._gpu else None  # type: ignore[no-untyped-call]
         self._pinned = 0
 
+    @property
+    def size(self) -> int:
+        """Bytes of all buffers."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
+
     def reserve(self, name: str, like: Tensor) -> Tensor:
         """Memory for the tensor of that name; taken before the first step, it costs no step its time."""
         buffer = self._buffers.get(name)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from higgsc.contract.jobs import BatchJob, CheckpointJob, MeshJob, TrainJob
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.receipts import read_receipt
 from higgsc.contract.state import StepState, read_state
+from higgsc.train import training
 from higgsc.train.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint, verify_checkpoint
 from higgsc.train.mesh import STEP_TIMEOUT, step_timeout
 from higgsc.train.model import adapter_parameters, add_lora
@@ -194,6 +195,52 @@ def test_signals_before_and_while_torch_is_imported(project: Project) -> None:
     assert read_state(project.root / "run", "train") == StepState("interrupted", 0, 3)
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB, of which a test fills what it likes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("may not mount a file system here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk(project: Project, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full at once, full at a later checkpoint, and full for the figures: in no case is a whole checkpoint lost."""
+    (project.root / "run").symlink_to(small_disk)
+    job, ballast = long_job(project), small_disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))
+    with pytest.raises(StepError, match=r"a checkpoint takes \d\.\d MB, and 0\.\d MB are free there") as caught:
+        project.train(job)
+    assert caught.value.code == ExitCode.IO
+    ballast.unlink()
+
+    def fills_up(at: int, room: int) -> Callable[[Any, int], None]:
+        def stepping(self: Any, number: int) -> None:
+            if number == at:
+                ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - room))
+            step(self, number)
+
+        return stepping
+
+    step, folder = training.Training._optimizer_step, small_disk / "checkpoints"
+    for at, room in ((6, 200_000), (5, 0)):
+        shutil.rmtree(folder, ignore_errors=True)
+        monkeypatch.setattr(training.Training, "_optimizer_step", fills_up(at, room))
+        with pytest.raises(StepError) as caught:
+            project.train(job)
+        assert caught.value.code == ExitCode.IO
+        assert "cannot write: No space left on device (0." in str(caught.value)
+        assert str(caught.value).startswith(f"{project.root}/run/")
+        assert [path.name for path in folder.iterdir()] == ["step-4"]
+        verify_checkpoint(folder / "step-4")
+        ballast.unlink()
+    monkeypatch.setattr(training.Training, "_optimizer_step", step)
+    project.train(job)
+
+
 def test_no_room_for_a_checkpoint(project: Project, stop_at_vote: Any) -> None:  # noqa: F811
     job = long_job(project)
     project.train(job)
@@ -258,6 +305,34 @@ def test_a_timeout_that_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv(STEP_TIMEOUT, value)
     with pytest.raises(StepError, match=f"HIGGSC_STEP_TIMEOUT is `{value}`"):
         step_timeout()
+
+
+def test_a_store_that_changed_under_a_run(project: Project) -> None:
+    """One bit of a code: one decision, before the first step, that names the file."""
+    codes = project.root / "store" / "codes.u16"
+    data = bytearray(codes.read_bytes())
+    data[100] ^= 0x01
+    codes.write_bytes(data)
+    with pytest.raises(StepError, match=r"this file is not the file that store\.json describes") as caught:
+        project.train(project.job())
+    assert caught.value.path == codes
+
+
+def test_a_sample_that_cannot_be_read(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read while it trains is not checked again, but said by name."""
+    records = project.root / "store" / "samples.jsonl"
+    step = training.Training._optimizer_step
+
+    def harmed(self: Any, number: int) -> None:
+        if number == 1:
+            with records.open("r+b") as stream:
+                stream.write(b"\0" * records.stat().st_size)
+        step(self, number)
+
+    monkeypatch.setattr(training.Training, "_optimizer_step", harmed)
+    with pytest.raises(StepError, match=r"the store is damaged: this folder does not hold sample \d") as caught:
+        project.train(project.job())
+    assert caught.value.path == project.root / "store"
 
 
 @pytest.fixture
