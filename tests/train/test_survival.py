@@ -233,7 +233,8 @@ def test_a_full_disk(project: Project, small_disk: Path, monkeypatch: pytest.Mon
             project.train(job)
         assert caught.value.code == ExitCode.IO
         assert "cannot write: No space left on device (0." in str(caught.value)
-        assert str(caught.value).startswith(f"{project.root}/run/")
+        assert str(caught.value).startswith(f"{project.root}/run")
+        assert not list(small_disk.glob(".*"))
         assert [path.name for path in folder.iterdir()] == ["step-4"]
         verify_checkpoint(folder / "step-4")
         ballast.unlink()
