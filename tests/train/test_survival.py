@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -22,8 +23,11 @@ from higgsc.contract.jobs import BatchJob, CheckpointJob, MeshJob, TrainJob
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.receipts import read_receipt
 from higgsc.contract.state import StepState, read_state
+from higgsc.data.store import Store
 from higgsc.train import training
+from higgsc.train.batches import BatchPlan
 from higgsc.train.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint, verify_checkpoint
+from higgsc.train.guard import SKIPPED_FILE
 from higgsc.train.mesh import STEP_TIMEOUT, step_timeout
 from higgsc.train.model import adapter_parameters, add_lora
 from higgsc.train.shelf import find_newest_whole, prune_checkpoints, recover_checkpoints
@@ -381,3 +385,55 @@ def test_killed_at_any_moment_of_saving(tiny_adapter: PeftModel, tmp_path: Path)
         assert not list(tmp_path.glob("*.damaged"))
         assert not list(tmp_path.glob(".*"))
     assert max(sizes) >= 2
+
+
+POISONED = """
+import os, sys
+from higgsc.cli import main
+from higgsc.train import checkpoint, training
+from higgsc.train.loss import LossModule, LossSums
+
+forward, seed, save = LossModule.forward, training.seed_dropout, checkpoint.save_file
+now = []
+
+def seeded(number, rank, batch):
+    now[:] = [batch]
+    seed(number, rank, batch)
+
+def poisoned(self, batch):
+    sums = forward(self, batch)
+    bad = self.training and now == [3] and os.environ["RANK"] == "1"
+    return LossSums(sums.audio * float("nan"), sums.text) if bad else sums
+
+def full(tensors, path, **rest):
+    if "step-8" in str(path):
+        raise OSError(28, "No space left on device", str(path))
+    save(tensors, path, **rest)
+
+training.seed_dropout, LossModule.forward, checkpoint.save_file = seeded, poisoned, full
+sys.argv.insert(1, "run-step")
+main()
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_decide_alike(project: Project) -> None:
+    """A loss that is not finite on one of them, then a checkpoint that the other one cannot write."""
+    program = project.root / "poisoned.py"
+    program.write_text(POISONED)
+    job = two_ranks(project, checkpoint=CheckpointJob(every_steps=1, keep_last=9), log_every_steps=1)
+    with Process(project, job, ranks=2, program=(str(program),)) as process:
+        assert process.wait() != 0
+        output = process.log.read_text()
+    lines = project.metrics()
+    assert [line["skipped_steps"] for line in lines[:6]] == [0, 0, 0, 1, 1, 1]
+    assert all(torch.equal(tensor, project.adapter(3)[name]) for name, tensor in project.adapter(4).items())
+    assert any(not torch.equal(tensor, project.adapter(4)[name]) for name, tensor in project.adapter(5).items())
+    store = Store.open(project.root / "store")
+    plan = BatchPlan.of(job.batch, store.train, seed=job.seed, world_size=2)
+    (skipped,) = (json.loads(line) for line in (project.root / "run" / SKIPPED_FILE).read_text().splitlines())
+    assert skipped["samples"] == [store.record(i)["id"] for i in sorted(plan.micro_batches(3, 1).flatten().tolist())]
+    assert "cannot write: No space left on device" in output
+    assert "the first process failed; its message says why" in output
+    folder = project.root / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == [f"step-{step}" for step in range(1, 8)]
