@@ -264,12 +264,19 @@ def test_another_spec_is_refused(project: Project) -> None:
     project.train(project.job())
     lora = project.job().lora
     other = project.job(
-        seed=2, lora=lora.model_copy(update={"rank": 8, "trainable_parameters": 2 * lora.trainable_parameters})
+        seed=2,
+        log_every_steps=2,
+        optimizer=project.job().optimizer.model_copy(update={"learning_rate": 1e-3}),
+        lora=lora.model_copy(update={"rank": 8, "trainable_parameters": 2 * lora.trainable_parameters}),
     )
     with pytest.raises(StepError) as caught:
         project.train(other)
     assert caught.value.code == ExitCode.USAGE
     assert "lora.rank 4 → 8 (the adapter's shapes change); seed 1 → 2 (the order" in str(caught.value)
+    assert (
+        "put the old values back to go on (what else is different may stay: "
+        "optimizer.learning_rate 0.01 → 0.001, log_every_steps 1 → 2)"
+    ) in str(caught.value)
     assert f"to start over, delete {project.root}/run/checkpoints or give the spec another `name`" in str(caught.value)
     assert project.train(project.job())  # nothing was lost
 
