@@ -25,6 +25,8 @@ from typing import TextIO
 from higgsc.contract.outcome import ExitCode, StepError
 
 LOCK_FILE = "train.lock"
+WAIT_SECONDS = 120.0
+"""How long a requeued Slurm job waits for what is left of itself: a server may hold a dead machine's lock on."""
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 _JOB_IDS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID")
 
@@ -40,18 +42,31 @@ def hold_run(run: Path) -> Iterator[None]:
     """
     run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK_FILE).open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise _held(run, stream) from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            logger.warning("%s: this file system has no locks; a second training here would go unnoticed", run)
+        _lock(run, stream)
         stream.truncate(0)
         stream.write(json.dumps(_owner()) + "\n")
         stream.flush()
         yield
+
+
+def _lock(run: Path, stream: TextIO) -> None:
+    end = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner, job = _read(stream), os.environ.get("SLURM_JOB_ID")
+            if job is None or owner.get("SLURM_JOB_ID") != job or time.monotonic() > end:
+                raise _held(run, owner) from error
+            logger.info("waiting for process %s on %s, of this same job, to end", owner["pid"], owner["host"])
+            time.sleep(min(1.0, WAIT_SECONDS))
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            logger.warning("%s: this file system has no locks; a second training here would go unnoticed", run)
+            return
+        else:
+            return
 
 
 def _owner() -> dict[str, str | int]:
@@ -59,12 +74,16 @@ def _owner() -> dict[str, str | int]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z"), **jobs}
 
 
-def _held(run: Path, stream: TextIO) -> StepError:
+def _read(stream: TextIO) -> dict[str, str | int]:
     stream.seek(0)
     try:
-        owner = json.loads(stream.read())
+        owner: dict[str, str | int] = json.loads(stream.read())
     except ValueError:  # it has the lock, and has not written yet who it is
-        owner = {}
+        return {}
+    return owner
+
+
+def _held(run: Path, owner: dict[str, str | int]) -> StepError:
     host, pid = owner.get("host", "an unknown host"), owner.get("pid", "unknown")
     job = f", Slurm job {owner['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in owner else ""
     since = f", since {owner['since']}" if "since" in owner else ""
