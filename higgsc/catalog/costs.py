@@ -183,7 +183,7 @@ def memory(setup: Setup, sample: Sample, samples: int) -> Memory:
     The largest of six moments: the first layer's all-gather; the last layer's feed-forward network, in the forward
     pass or, if it is computed again, in the backward pass; the loss; a trained head's gradient; the backward pass of
     the final norm; or the optimizer step, which needs no activations but one more copy of the gradients (the flat
-    all-reduce buffer, or AdamW's denominator).
+    all-reduce buffer; where nothing is reduced, that is too much).
     """
     state = _state(setup)
     gathered, all_gather = _gathered(setup)

@@ -135,7 +135,8 @@ CODES: dict[str, Code] = {
     "HC321": Code(
         "the schedule does not fit the training",
         "With the length given in steps, the warm-up has to be shorter than the training, and a checkpoint interval\n"
-        "longer than the training is never reached.",
+        "longer than the training is never reached. Only checkpoints that are written can be kept, so\n"
+        "`checkpoint.keep_every` is a multiple of `checkpoint.every_steps`.",
     ),
     "HC322": Code(
         "nothing is held out",

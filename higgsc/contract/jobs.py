@@ -168,10 +168,17 @@ class SamplesJob(_Frozen):
     temperature: float
 
 
+BestMetric = Literal["validation/audio_loss", "validation/text_loss", "loss/audio", "loss/text", "loss/total"]
+"""Figures of a checkpoint that can say which one is the best: the one with the lowest."""
+
+
 class CheckpointJob(_Frozen):
     every_steps: int
     keep_last: int
     samples: SamplesJob | None = None
+    keep_every: int | None = None
+    """Those of which the step is a multiple of this are kept for good."""
+    best: BestMetric = "validation/audio_loss"
 
 
 class JobBase(_Frozen):
@@ -230,6 +237,8 @@ class MergeJob(JobBase):
     step: Literal["merge"] = "merge"
     checkpoints: str
     select: Literal["best", "last"]
+    best: BestMetric = "validation/audio_loss"
+    """What the best checkpoint has the lowest value of."""
     dtype: Literal["bf16", "fp32"]
     merged: str
 

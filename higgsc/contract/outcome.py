@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     MISSING_INPUT = 66
     SCHEDULER_UNREACHABLE = 69
     INTERNAL = 70
+    OUT_OF_MEMORY = 71
     IO = 74
     INTERRUPTED = 75
 

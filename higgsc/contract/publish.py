@@ -56,17 +56,35 @@ def publish_folder(folder: Path, *, marker: str) -> Iterator[Path]:
         _put_in_place(partial, folder)
     except OSError as error:
         _remove(partial)
-        if error.errno in _REFUSED:
-            raise StepError(
-                f"cannot write: {error.strerror}",
-                code=ExitCode.IO,
-                path=error.filename or folder,
-                help="nothing was left behind; make room or name another folder",
-            ) from error
+        if (refused := refused_by_disk(error, folder)) is not None:
+            raise refused from error
         raise
     except BaseException:  # an interruption counts: whatever the cause, no half of a result stays
         _remove(partial)
         raise
+
+
+def refused_by_disk(error: OSError, folder: Path) -> StepError | None:
+    """What to tell a user (74) whose file system will not take something, or None if that is not the error.
+
+    Args:
+        error: The error.
+        folder: Where something was to be written.
+    """
+    if error.errno not in _REFUSED:
+        return None
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return StepError(
+        f"cannot write: {error.strerror}" + (f" ({free_space(folder) / 1e6:,.1f} MB are free there)" if full else ""),
+        code=ExitCode.IO,
+        path=error.filename or folder,
+        help="no half of it was left behind; make room or name another folder",
+    )
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that may still be written where a folder lies or will lie; quotas are not seen."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
 
 def _is_empty_folder(folder: Path) -> bool:

@@ -258,7 +258,17 @@ class Store:
         return int(self.lengths[index])
 
     def sample(self, index: int) -> StoredSample:
-        """One sample by its number, `0` to `len(store) - 1`."""
+        """One sample by its number, `0` to `len(store) - 1`.
+
+        Raises:
+            StepError: The files changed since the store was opened, and no longer hold it.
+        """
+        try:
+            return self._read(index)
+        except (ValueError, KeyError, IndexError) as error:
+            raise _damaged(self.path, f"does not hold sample {index} ({error})") from error
+
+    def _read(self, index: int) -> StoredSample:
         row = self._samples[index]
         record = self.record(index)
         lengths = [int(row[part]) for part in ("prefix", "middle", "suffix")]
@@ -296,4 +306,8 @@ def _line(record: Mapping[str, Any]) -> bytes:
 
 
 def _damaged(file: Path, what: str) -> StepError:
-    return StepError(f"the store is damaged: this file {what}", path=file, help="run the prepare step again")
+    return StepError(
+        f"the store is damaged: this {'folder' if file.is_dir() else 'file'} {what}",
+        path=file,
+        help="run the prepare step again",
+    )

@@ -230,7 +230,7 @@ def run(job: MergeJob, context: StepContext) -> StepResult:
     Raises:
         StepError: See `merge_adapter`; also if there is no checkpoint, or it was trained on another base.
     """
-    checkpoint = select_checkpoint(context.path(job.checkpoints), job.select)
+    checkpoint = select_checkpoint(context.path(job.checkpoints), job.select, by=job.best)
     adapter = open_adapter(checkpoint.adapter)
     if (adapter.base, adapter.revision) != (job.model.base, job.model.revision):
         raise StepError(

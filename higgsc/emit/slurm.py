@@ -32,10 +32,6 @@ def slurm(build: Build) -> dict[str, str]:
 
 def _script(plan: Plan, step: Step, path: str) -> str:
     variables = environment(step, plan.site)
-    if step.resources.gpus_per_node and step.resources.world_size > 1:
-        # A collective that hangs leaves the trace of every rank beside the logs (`torchfrtrace` reads them).
-        variables["TORCH_NCCL_DUMP_ON_TIMEOUT"] = "1"
-        variables["TORCH_FR_DUMP_TEMP_FILE"] = f"{plan.run}/logs/nccl-trace-"
     return render(
         "slurm/step.sbatch.j2",
         plan=plan,

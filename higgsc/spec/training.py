@@ -8,6 +8,7 @@ from pydantic import Field
 
 from higgsc.spec.base import FilePath, SpecModel
 
+BestMetric = Literal["validation/audio_loss", "validation/text_loss", "loss/audio", "loss/text", "loss/total"]
 Preset = Literal["comprehensive", "audio_focused", "attention_only"]
 Head = Literal["audio", "text"]
 Rank = Annotated[int, Field(ge=1, le=1024)]
@@ -122,13 +123,20 @@ class Checkpoint(SpecModel):
     samples: int = Field(default=0, ge=0, le=16)
     """Prompts that the model speaks at each checkpoint, and once before the training: `samples/step-N/*.wav` and the
     trackers. Which prompts and how, `evaluate` says."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Checkpoints of which the step is a multiple of this are kept for good; a multiple of `every_steps`."""
+    best: BestMetric = "validation/audio_loss"
+    """What the best checkpoint has the lowest value of: it is always kept, and `merge: {select: best}` takes it.
+
+    Of losses in training, the mean since the checkpoint before counts. Where nothing is held out, the loss in training
+    stands in for the one in validation."""
 
 
 class Merge(SpecModel):
     """The model that is deployed: base plus adapter in one."""
 
     select: Literal["best", "last"] = "best"
-    """The checkpoint to merge: lowest validation audio loss, or the newest."""
+    """The checkpoint to merge: the best by `checkpoint.best`, or the newest."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Number format of the merged model."""
 

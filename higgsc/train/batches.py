@@ -108,7 +108,7 @@ class BatchPlan:
         )
         if lengths is None:
             return plan
-        curriculum = LengthCurriculum(*lengths, global_samples=batch.global_samples, stream=plan._stream)
+        curriculum = LengthCurriculum(*lengths, global_samples=batch.global_samples, stream=plan._numbers)
         return replace(plan, curriculum=curriculum)
 
     def global_batch(self, step: int) -> Indices:
@@ -116,11 +116,20 @@ class BatchPlan:
         if self.curriculum is not None:
             numbers = self.curriculum.batch(step)
         else:
-            numbers = self._stream(step * self.global_samples, (step + 1) * self.global_samples)
+            numbers = self._numbers(step * self.global_samples, (step + 1) * self.global_samples)
         batch: Indices = self.indices[numbers]
         return batch
 
-    def _stream(self, first: int, last: int) -> Indices:
+    def stream(self, first: int, last: int) -> Indices:
+        """A part of the endless stream of samples as indices into the store, `[last - first]`."""
+        if self.curriculum is None:
+            part: Indices = self.indices[self._numbers(first, last)]
+            return part
+        steps = range(first // self.global_samples, (last - 1) // self.global_samples + 1)
+        skipped = steps.start * self.global_samples
+        return np.concatenate([self.global_batch(step) for step in steps])[first - skipped : last - skipped]
+
+    def _numbers(self, first: int, last: int) -> Indices:
         """Positions `first` to `last` of the epochs' permutations, one after the other, as numbers into `indices`."""
         samples = len(self.indices)
         epochs = range(first // samples, (last - 1) // samples + 1)

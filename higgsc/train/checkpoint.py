@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from higgsc.contract.jobs import ModelRef
+from higgsc.contract.jobs import BestMetric, ModelRef
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.publish import publish_folder
 from higgsc.contract.receipts import sha256_file
@@ -35,6 +35,7 @@ MANIFEST = "manifest.json"
 MANIFEST_SCHEMA: Final = "higgsc.checkpoint/v1"
 VALIDATION_METRIC = "validation/audio_loss"
 TRAINING_METRIC = "loss/audio"
+_IN_TRAINING = {VALIDATION_METRIC: TRAINING_METRIC, "validation/text_loss": "loss/text"}
 _FOLDER = re.compile(r"step-[0-9]+")
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -172,18 +173,19 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
-def best_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint:
-    """The one with the lowest validation audio loss, or training audio loss where none was validated.
+def best_checkpoint(checkpoints: list[Checkpoint], by: BestMetric) -> Checkpoint:
+    """The one with the lowest figure of that name, or of the same loss in training where none was validated.
 
     The earliest wins a draw. A checkpoint without the figure, such as an interrupted one, cannot be the best.
     """
-    validated = any(VALIDATION_METRIC in checkpoint.metrics for checkpoint in checkpoints)
-    metric = VALIDATION_METRIC if validated else TRAINING_METRIC
+    metric: str = by
+    if by in _IN_TRAINING and not any(by in checkpoint.metrics for checkpoint in checkpoints):
+        metric = _IN_TRAINING[by]
     return min(checkpoints, key=lambda checkpoint: checkpoint.metrics.get(metric, float("inf")))
 
 
-def select_checkpoint(folder: Path, select: Literal["best", "last"]) -> Checkpoint:
-    """The best or the newest checkpoint, with its hashes checked.
+def select_checkpoint(folder: Path, select: Literal["best", "last"], *, by: BestMetric) -> Checkpoint:
+    """The best by that figure or the newest checkpoint, with its hashes checked.
 
     Raises:
         StepError: If there is none (66), or if the selected one is damaged (65).
@@ -193,7 +195,7 @@ def select_checkpoint(folder: Path, select: Literal["best", "last"]) -> Checkpoi
         raise StepError(
             "there is no checkpoint here", code=ExitCode.MISSING_INPUT, path=folder, help="run the train step first"
         )
-    selected = best_checkpoint(checkpoints) if select == "best" else checkpoints[-1]
+    selected = best_checkpoint(checkpoints, by) if select == "best" else checkpoints[-1]
     verify_checkpoint(selected.path)
     return selected
 

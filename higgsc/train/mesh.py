@@ -31,8 +31,9 @@ from higgsc.train.loss import LossModule
 
 START_TIMEOUT = timedelta(minutes=30)
 """How long processes wait for one another at the start: one may still be downloading the base."""
-TIMEOUT = timedelta(minutes=5)
-"""How long they wait from the first step on. One that hangs longer fails the step on all of them."""
+STEP_TIMEOUT = "HIGGSC_STEP_TIMEOUT"
+"""Environment variable: seconds that they wait from the first step on, 300 if not set. One that hangs longer fails the
+training on all of them."""
 _FAILED = -1
 
 
@@ -147,9 +148,13 @@ class Mesh:
         return int(answer)
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """A parameter's full value on the CPU; every process has to ask for it."""
+        """A parameter's full value, on its device; every process has to ask for it. Without shards, no copy."""
         value = tensor.detach()
-        return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+        return value.full_tensor() if isinstance(value, DTensor) else value
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """What this process holds of a parameter."""
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
     def part(self, whole: Tensor, like: Tensor) -> Tensor:
         """What this process holds of a full value, where it lies like that parameter: the inverse of `whole`."""
@@ -164,7 +169,7 @@ class Mesh:
             return
         groups = (None, *(self._devices.get_group(name) for name in self._devices.mesh_dim_names or ()))
         for group in groups:
-            _set_pg_timeout(TIMEOUT, group)
+            _set_pg_timeout(step_timeout(), group)
 
     def _reduced(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         if self.world_size == 1:
@@ -215,6 +220,26 @@ def open_mesh(job: MeshJob, device_type: str, *, rank: int, world_size: int) -> 
         yield Mesh(job, device=device, rank=rank, devices=devices)
     finally:
         dist.destroy_process_group()
+
+
+def step_timeout() -> timedelta:
+    """How long processes wait for one another from the first step on.
+
+    Raises:
+        StepError: If the environment says something that is no time.
+    """
+    value = os.environ.get(STEP_TIMEOUT, "300")
+    try:
+        timeout = timedelta(seconds=float(value))
+    except (ValueError, OverflowError):
+        timeout = timedelta(0)
+    if timeout < timedelta(seconds=1):
+        raise StepError(
+            f"{STEP_TIMEOUT} is `{value}`, which is not a number of seconds above 1",
+            code=ExitCode.USAGE,
+            help=f"unset it, or write {STEP_TIMEOUT}=300",
+        )
+    return timeout
 
 
 def lost_contact(error: RuntimeError) -> bool:

@@ -5,8 +5,8 @@
 
 Names: `loss/total`, `loss/text`, `loss/audio`, `loss/audio_codebook_0` to `_7`, `loss/contrastive`;
 `validation/total_loss`, `validation/text_loss`, `validation/audio_loss`, `validation/audio_codebook_0` to `_7`;
-`learning_rate`, `grad_norm`, `epoch`; and those of `speed.py`: `tokens_per_second`, `samples_per_second`,
-`speech_hours_per_hour`, `mfu`, `gpu_memory_gb`.
+`learning_rate`, `grad_norm`, `epoch`, `skipped_steps` (so far; their loss or gradient was not finite); and those of
+`speed.py`: `tokens_per_second`, `samples_per_second`, `speech_hours_per_hour`, `mfu`, `gpu_memory_gb`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from types import TracebackType
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
 from higgsc.catalog.codec import CODEBOOKS
 from higgsc.contract.jobs import LossJob, TrainJob
@@ -84,12 +83,14 @@ class LossMeter:
         self._sums = sums[self._mesh.rank].to(self._mesh.device)
 
     def means(self) -> dict[str, float]:
-        """`loss/...` of the stretch, over all processes; every process has to ask.
+        """`loss/...` of the stretch, over all processes; every process has to ask. Empty if no step of it counted.
 
         The total is with the weights of the steps, the parts are without any. A part without labels is 0;
         `loss/contrastive` is left out where no sample had another speaker beside it.
         """
         *audio, text, contrastive, total_audio, total_text, total_contrastive = self._mesh.sum(self._sums).tolist()
+        if not (self._audio_labels or self._text_labels):
+            return {}
         per_codebook = max(self._audio_labels // CODEBOOKS, 1)
         text_labels = max(self._text_labels, 1)
         anchors = max(self._anchors, 1)
@@ -101,26 +102,6 @@ class LossMeter:
             **({"loss/contrastive": contrastive / anchors} if self._anchors else {}),
             **{f"loss/audio_codebook_{k}": value / per_codebook for k, value in enumerate(audio)},
         }
-
-
-class FiniteGuard:
-    """Remembers the first step whose loss or gradient was not finite, without reading it back each step."""
-
-    _NEVER = torch.iinfo(torch.int64).max
-
-    def __init__(self, mesh: Mesh) -> None:
-        self._mesh = mesh
-        self._first = torch.full((), self._NEVER, device=mesh.device)
-
-    def watch(self, step: int, *values: Tensor) -> None:
-        """Look at scalars of optimizer step `step`."""
-        finite = torch.stack([value.detach().isfinite() for value in values]).all()
-        self._first = torch.where(finite, self._first, self._first.clamp(max=step))
-
-    def first_bad_step(self) -> int | None:
-        """The first step at which any process saw a value that is not finite; every process has to ask."""
-        first = int(self._mesh.minimum(self._first))
-        return None if first == self._NEVER else first
 
 
 class MetricsWriter:
@@ -155,13 +136,19 @@ class MetricsWriter:
         for tracker in self._trackers:
             tracker.close()
 
-    def write(self, step: int, values: Mapping[str, float], *, durable: bool) -> None:
+    def flush(self) -> None:
+        """Wait until all that was written is on disk."""
+        if self._enabled:
+            os.fsync(self._lines.fileno())
+        for tracker in self._trackers:
+            tracker.flush()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write the figures of optimizer step `step` (1-based).
 
         Args:
             step: Optimizer steps done.
             values: Figures by name.
-            durable: Whether they have to be on disk before it returns, for a checkpoint that counts on them.
         """
         if not self._enabled:
             return
@@ -169,10 +156,6 @@ class MetricsWriter:
         self._lines.flush()
         for tracker in self._trackers:
             tracker.scalars(step, values)
-        if durable:
-            os.fsync(self._lines.fileno())
-            for tracker in self._trackers:
-                tracker.flush()
 
     def speech(self, step: int, name: str, wav: Path, caption: str) -> None:
         """Show a recording, made after `step` optimizer steps."""

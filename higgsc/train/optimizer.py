@@ -15,7 +15,7 @@ from higgsc.contract.jobs import OptimizerJob
 def adamw(parameters: Sequence[nn.Parameter], job: OptimizerJob) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter, 2019) with its usual betas 0.9 and 0.999."""
     return torch.optim.AdamW(
-        parameters, lr=job.learning_rate, weight_decay=job.weight_decay, betas=(0.9, 0.999), eps=1e-8, foreach=True
+        parameters, lr=job.learning_rate, weight_decay=job.weight_decay, betas=(0.9, 0.999), eps=1e-8, fused=True
     )
 
 

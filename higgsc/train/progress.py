@@ -46,6 +46,12 @@ class Progress(BaseModel):
     """Of the store's own record, which holds the hashes of its files."""
     versions: dict[str, str]
     """Of what computes; another one may round differently."""
+    skipped: tuple[int, ...] = ()
+    """Optimizer steps (1-based) that changed nothing, because a loss or gradient was not finite."""
+    rollbacks: tuple[int, ...] = ()
+    """Optimizer steps from which the training went back to a checkpoint."""
+    left_out: int = 0
+    """Batches that rollbacks have left out: step `s` trains on batch `s + left_out`."""
     grad_norm: float
     """Of the last step, should its figures still have to be written."""
     since_log: SavedMeter
@@ -57,21 +63,6 @@ class Progress(BaseModel):
 def seed_dropout(seed: int, rank: int, step: int) -> None:
     """Seed what optimizer step `step` draws: other numbers on each process, the same in every run of the step."""
     torch.manual_seed(torch_seed(seed, Purpose.DROPOUT, rank, step))
-
-
-def moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], mesh: Mesh) -> dict[str, Tensor]:
-    """AdamW's moments in full, on the CPU of the first process; every process has to ask.
-
-    Empty before the first step.
-    """
-    found: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        for moment in MOMENTS:
-            if parameter in optimizer.state:
-                whole = mesh.whole(optimizer.state[parameter][moment])
-                if mesh.is_first:  # the others only took part in putting it together
-                    found[f"{moment}.{name}"] = whole
-    return found
 
 
 def writer(job: TrainJob, progress: Progress, moments: Mapping[str, Tensor]) -> Callable[[Path], None]:
@@ -124,7 +115,7 @@ def restore(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     mesh: Mesh,
-    step: int,
+    updates: int,
 ) -> None:
     """Put the adapter and the moments of a checkpoint into a model and its optimizer, whatever their mesh.
 
@@ -132,9 +123,9 @@ def restore(
         checkpoint: Its hashes have been checked.
         model: Says what PEFT calls the parameters in its file.
         parameters: The adapter's, by their names in `model`; perhaps sharded.
-        optimizer: An AdamW of those parameters that has done no step yet.
+        optimizer: An AdamW of those parameters; what it had is replaced.
         mesh: The processes.
-        step: Optimizer steps that it is to count as done.
+        updates: Updates that the optimizer is to count as done: steps that were not skipped.
 
     Raises:
         StepError: If the files hold other tensors than the model has.
@@ -142,11 +133,12 @@ def restore(
     in_file = names_in_file(model, parameters)
     weights = _Tensors(checkpoint / "adapter" / "adapter_model.safetensors", mesh)
     saved = _Tensors(checkpoint / "optimizer.safetensors", mesh)
+    with_moments = updates > 0 or bool(saved)
     for name, parameter in parameters.items():
         parameter.copy_(weights.part(in_file[name], parameter))
-        if step > 0:
+        if with_moments:
             optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
+                "step": torch.tensor(float(updates), device=mesh.device),
                 **{moment: saved.part(f"{moment}.{name}", parameter) for moment in MOMENTS},
             }
     weights.expect_empty()
@@ -170,6 +162,9 @@ class _Tensors:
                 help="the checkpoint belongs to another base; train into another folder",
             )
         return self._mesh.part(whole, like)
+
+    def __bool__(self) -> bool:
+        return bool(self._tensors)
 
     def expect_empty(self) -> None:
         if self._tensors:

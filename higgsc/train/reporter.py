@@ -64,15 +64,13 @@ class Reporter:
             eta=eta,
         )
 
-    def figures(self, step: int, values: Mapping[str, float], *, durable: bool) -> None:
-        """Say the figures of optimizer step `step` (1-based).
+    def flush(self) -> None:
+        """Wait until the figures are on disk."""
+        self._metrics.flush()
 
-        Args:
-            step: Optimizer steps done.
-            values: Figures by name.
-            durable: Whether they have to be on disk before it returns.
-        """
-        self._metrics.write(step, values, durable=durable)
+    def figures(self, step: int, values: Mapping[str, float]) -> None:
+        """Say the figures of optimizer step `step` (1-based), by name."""
+        self._metrics.write(step, values)
         self._pace.mark(step)
         self._newest, self._message = values, line(values)
         if self._enabled:

@@ -34,6 +34,8 @@ BREAKS_RESUME: Final[Mapping[str, str]] = {
     "optimizer.weight_decay": "the optimizer's moments were made with another",
 }
 """Values of a job that have to be those of the checkpoint, and why. Everything else may change."""
+SAFE: Final = ("mesh", "batch.micro_samples", "lora.dropout", "optimizer", "loss", "checkpoint", "log_every_steps")
+"""Parts of a job that may change, but for the values above."""
 TAKES_EFFECT: Final = ("optimizer", "loss", "lora.dropout")
 """Values that may change, and make the rest of the training another one. Mesh and micro-batch do not."""
 
@@ -66,11 +68,15 @@ def find_start(folder: Path, job: TrainJob, *, store_sha256: str, total: int) ->
     if progress.store_sha256 != store_sha256:
         changes.append("the prepared data (other samples)")
     if changes:
+        safe = [f"{where} {old} → {new}" for where, old, new in _changes(read_job(newest), job, SAFE)
+                if not any(f"{where}.".startswith(f"{path}.") for path in BREAKS_RESUME)]  # fmt: skip
+        may_stay = f" (what else is different may stay: {', '.join(safe)})" if safe else ""
         raise StepError(
             f"{newest.name} was trained with other values, so training cannot go on from it: {'; '.join(changes)}",
             code=ExitCode.USAGE,
             path=newest,
-            help=f"put the old values back to go on; to start over, delete {folder} or give the spec another `name`",
+            help=f"put the old values back to go on{may_stay}; "
+            f"to start over, delete {folder} or give the spec another `name`",
         )
     later = [f"{where} {old} → {new}" for where, old, new in _changes(read_job(newest), job, TAKES_EFFECT)]
     if later and progress.step == total:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from higgsc.contract.jobs import CheckpointJob
 from higgsc.contract.outcome import StepError
 from higgsc.train.checkpoint import (
     Checkpoint,
@@ -20,8 +21,8 @@ from higgsc.train.checkpoint import (
 logger = logging.getLogger(__name__)
 
 
-def prune_checkpoints(folder: Path, keep_last: int) -> list[Checkpoint]:
-    """Delete all but the newest `keep_last` checkpoints and the best one.
+def prune_checkpoints(folder: Path, keep: CheckpointJob) -> list[Checkpoint]:
+    """Delete all but the newest `keep_last` checkpoints, the best one, and those to keep for good.
 
     Interrupted ones do not count among them; they go when there is a newer regular one.
 
@@ -32,9 +33,12 @@ def prune_checkpoints(folder: Path, keep_last: int) -> list[Checkpoint]:
     regular = [checkpoint for checkpoint in checkpoints if not checkpoint.interrupted]
     newest = regular[-1].step if regular else -1
     waiting = [checkpoint for checkpoint in checkpoints if checkpoint.interrupted and checkpoint.step > newest]
-    kept = {checkpoint.step for checkpoint in (*regular[-keep_last:], *waiting[-keep_last:])}
+    last = keep.keep_last
+    kept = {checkpoint.step for checkpoint in (*regular[-last:], *waiting[-last:])}
+    if keep.keep_every is not None:
+        kept |= {checkpoint.step for checkpoint in regular if checkpoint.step % keep.keep_every == 0}
     if regular:
-        kept.add(best_checkpoint(regular).step)
+        kept.add(best_checkpoint(regular, keep.best).step)
     old = [checkpoint for checkpoint in checkpoints if checkpoint.step not in kept]
     for checkpoint in old:
         _remove(checkpoint.path)
@@ -91,6 +95,30 @@ def find_newest_whole(folder: Path, check: Callable[[Path], object]) -> Path | N
         path.rename(aside)
         logger.warning("set %s aside as %s: %s: %s", path.name, aside.name, reason.path, reason.message)
     return newest
+
+
+def find_newest_regular(folder: Path, *, before: int) -> Checkpoint | None:
+    """The newest whole checkpoint of a step before that one which was due, not saved because of a request to stop.
+
+    Damaged ones are named in the log.
+    """
+    for checkpoint in reversed(list_checkpoints(folder)):
+        if checkpoint.interrupted or checkpoint.step >= before:
+            continue
+        try:
+            verify_checkpoint(checkpoint.path)
+        except StepError as error:
+            logger.warning("passing over %s: %s: %s", checkpoint.path.name, error.path, error.message)
+        else:
+            return checkpoint
+    return None
+
+
+def remove_later(folder: Path, step: int) -> None:
+    """Delete the checkpoints of later steps."""
+    for checkpoint in list_checkpoints(folder):
+        if checkpoint.step > step:
+            _remove(checkpoint.path)
 
 
 def _number(path: Path) -> int:

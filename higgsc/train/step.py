@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
-
-import torch
+from contextlib import ExitStack
 
 from higgsc.contract.jobs import StepContext, TrainJob
 from higgsc.contract.outcome import ExitCode, Interrupted, StepError, StepResult
+from higgsc.contract.publish import refused_by_disk
 from higgsc.contract.receipts import sha256_file
 from higgsc.contract.state import write_state
 from higgsc.data.loading import first_line
@@ -22,12 +23,15 @@ from higgsc.train.checkpoint import (
     list_checkpoints,
     read_checkpoint,
 )
+from higgsc.train.lock import hold_run
 from higgsc.train.mesh import Mesh, lost_contact, open_mesh
 from higgsc.train.progress import read_progress
+from higgsc.train.rehearsal import explained
 from higgsc.train.resume import find_start
 from higgsc.train.screen import training_log
 from higgsc.train.tracking.open import check_trackers
 from higgsc.train.training import Training
+from higgsc.train.watchdog import record_collectives
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +44,9 @@ def run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
     (`higgsc.contract.stop`), it saves at the end of the step and returns how far it came.
 
     Raises:
-        StepError: If the store, the base, the devices or the checkpoints are not what the job needs, if the disk is
-            full (74), if memory does not suffice, if another process is lost, or if the loss or a gradient stops
-            being finite; nothing is saved from that step on.
+        StepError: If the store, the base, the devices or the checkpoints are not what the job needs, if another
+            training is at work in the run's folder or the disk is full (74), if memory does not suffice (71), if
+            another process is lost, or if losses or gradients stop being finite and going back does not help.
     """
     with training_log(context.path(job.run), enabled=context.is_first):
         return _run(job, context)
@@ -50,44 +54,57 @@ def run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
 
 def _run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
     store = Store.open(context.path(job.store))
+    logs = context.path(job.run) / "logs"
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # so that SIGBUS, of a file that shrank under a memory map, leaves a stack
+    if job.device == "cuda" and context.world_size > 1:
+        record_collectives(logs)
     total = total_steps(job.optimizer, samples=len(store.train), global_samples=job.batch.global_samples)
     try:
-        with open_mesh(job.mesh, job.device, rank=context.rank, world_size=context.world_size) as mesh:
+        with (
+            explained(job),
+            open_mesh(job.mesh, job.device, rank=context.rank, world_size=context.world_size) as mesh,
+        ):
             interrupted = _train(job, context, mesh, store, total)
-    except torch.OutOfMemoryError as error:
-        raise _out_of_memory(job, error) from error
+    except OSError as error:
+        if (refused := refused_by_disk(error, context.path(job.run))) is not None:
+            raise refused from error
+        raise
     except RuntimeError as error:
         if context.world_size == 1 or not lost_contact(error):
             raise
         raise StepError(
             f"lost contact with the other processes: {first_line(error)}",
             code=ExitCode.IO,
-            help="one of them ended or hangs, and its own message, if it left one, is in this log; "
-            "start the step again to go on from the newest checkpoint",
+            help="one of them ended or hangs; its own message, if it left one, is in this log, and where it hung in "
+            f"{logs}/stacks-*.txt; start the step again to go on from the newest checkpoint",
         ) from error
     return interrupted or _result(job, context, total)
 
 
 def _train(job: TrainJob, context: StepContext, mesh: Mesh, store: Store, total: int) -> Interrupted | None:
     """Train to the end, or until asked to stop."""
-    folder = context.path(job.checkpoints)
+    folder, run = context.path(job.checkpoints), context.path(job.run)
     store_sha256 = sha256_file(store.path / STORE_FILE)
+    with ExitStack() as held:
 
-    def find() -> int:
-        check_trackers(job)
-        start = find_start(folder, job, store_sha256=store_sha256, total=total)
-        write_state(context.path(job.run), job.step, "running", start, total)
-        return start
+        def find() -> int:
+            held.enter_context(hold_run(run))
+            check_trackers(job)
+            Store.open(store.path, verify=True)
+            start = find_start(folder, job, store_sha256=store_sha256, total=total)
+            write_state(run, job.step, "running", start, total)
+            return start
 
-    start = mesh.on_first(find)
-    checkpoint = checkpoint_path(folder, start) if start else None
-    if checkpoint is not None:
-        if start == total and not read_checkpoint(checkpoint).interrupted:
-            logger.info("finished before: %s is there", checkpoint.name)
-            return None
-        logger.info("going on from %s", checkpoint.name)
-    training = Training(job, context, mesh, store, total=total, store_sha256=store_sha256, checkpoint=checkpoint)
-    return training.run()
+        start = mesh.on_first(find)
+        checkpoint = checkpoint_path(folder, start) if start else None
+        if checkpoint is not None:
+            if start == total and not read_checkpoint(checkpoint).interrupted:
+                logger.info("finished before: %s is there", checkpoint.name)
+                return None
+            logger.info("going on from %s", checkpoint.name)
+        training = Training(job, context, mesh, store, total=total, store_sha256=store_sha256, checkpoint=checkpoint)
+        return training.run()
 
 
 def _result(job: TrainJob, context: StepContext, total: int) -> StepResult:
@@ -96,10 +113,10 @@ def _result(job: TrainJob, context: StepContext, total: int) -> StepResult:
     last = checkpoint_path(folder, total)
     figures: dict[str, float | int | str] = dict(read_checkpoint(last).metrics)
     name = VALIDATION_METRIC if VALIDATION_METRIC in figures else TRAINING_METRIC
-    summary = f"{total} steps, {name} {figures[name]:.4f}"
+    summary = f"{total} steps" + (f", {name} {figures[name]:.4f}" if name in figures else "")
     if context.is_first:
         write_state(context.path(job.run), job.step, "done", total, total)
-        best = best_checkpoint(list_checkpoints(folder))
+        best = best_checkpoint(list_checkpoints(folder), job.checkpoint.best)
         summary += f", best checkpoint {best.path.name}"
         figures["best_step"] = best.step
     # A training that has begun no longer needs what it started from.
@@ -110,20 +127,4 @@ def _result(job: TrainJob, context: StepContext, total: int) -> StepResult:
         inputs=(context.path(job.store) / STORE_FILE, *(path for path in start if path.is_file())),
         outputs=(folder, context.path(job.run) / "metrics.jsonl"),
         figures=figures | {"steps": total, "seconds": seconds},
-    )
-
-
-def _out_of_memory(job: TrainJob, error: torch.OutOfMemoryError) -> StepError:
-    samples, shard, keeps = job.batch.micro_samples, job.mesh.shard, job.activation_checkpointing
-    ways = (
-        [f"lower `training.micro_batch.samples` (now {samples}); the global batch stays the same"]
-        if samples > 1
-        else []
-    )
-    if keeps != "full":
-        ways.append(f"write `training.activation_checkpointing: {'full' if keeps == 'selective' else 'selective'}`")
-    ways.append(f"raise `parallelism.shard` (now {shard}) so that more GPUs share one copy of the base")
-    return StepError(
-        f"out of GPU memory: {first_line(error)}",
-        help=f"{', or '.join(ways)}; training goes on from the newest checkpoint",
     )

@@ -10,32 +10,34 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import PeftModel
-from torch import Tensor
 
 from higgsc.contract.jobs import StepContext, TrainJob
 from higgsc.contract.outcome import Interrupted, StepError
-from higgsc.contract.state import write_state
 from higgsc.contract.stop import asked_to_save, asked_to_stop, forget_save
 from higgsc.data.store import STORE_FILE, Store
-from higgsc.train.batches import BatchPlan, pack
-from higgsc.train.checkpoint import read_checkpoint, save_checkpoint
-from higgsc.train.contrastive import Voices, count_anchors, info_nce, pooled, voices
+from higgsc.train.batches import BatchPlan
+from higgsc.train.checkpoint import read_checkpoint
 from higgsc.train.curriculum import weights_at
+from higgsc.train.gradients import Comparison, Counts, Gradients
+from higgsc.train.guard import FiniteGuard, NotFiniteError, record_skipped
 from higgsc.train.layers import expect_compiler, run_layers
-from higgsc.train.loss import LossModule, objective
-from higgsc.train.mesh import Mesh
-from higgsc.train.metrics import FiniteGuard, LossMeter
+from higgsc.train.loss import LossModule, LossSums
+from higgsc.train.mesh import Mesh, step_timeout
+from higgsc.train.metrics import LossMeter
 from higgsc.train.model import adapter_parameters, add_lora, load_base
-from higgsc.train.optimizer import adamw, clip_gradients, learning_rate, set_learning_rate
-from higgsc.train.progress import Progress, moments, read_progress, restore, seed_dropout, writer
+from higgsc.train.optimizer import adamw, learning_rate, set_learning_rate
+from higgsc.train.progress import Progress, read_progress, restore, seed_dropout
+from higgsc.train.rehearsal import REHEARSES, longest_row, rehearse
 from higgsc.train.reporter import Reporter
 from higgsc.train.resume import versions
+from higgsc.train.rollback import Rollbacks
 from higgsc.train.samples import Samples
-from higgsc.train.sequence import AudioTokens, build_sequence, label_counts
-from higgsc.train.shelf import prune_checkpoints
+from higgsc.train.saving import Saver
+from higgsc.train.sequence import AudioTokens
 from higgsc.train.speed import Speed
 from higgsc.train.start import start_from
 from higgsc.train.validate import validation_losses
+from higgsc.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +74,7 @@ class Training:
         """
         self._job, self._context, self._mesh, self._store = job, context, mesh, store
         self._total, self._store_sha256 = total, store_sha256
-        self._run = context.path(job.run)
+        self._folder = context.path(job.run)
         _check_base(job, store)
         longer = np.maximum(store.reference_frames, store.target_frames)[store.train]
         lengths = None if job.curriculum is None else (job.curriculum, longer)
@@ -83,22 +85,41 @@ class Training:
         base = load_base(
             job.model, root=context.root, dtype=torch.bfloat16 if bf16 else torch.float32, device=mesh.device
         )
-        self._tokens = AudioTokens.of(base.config)
         self._model: PeftModel = add_lora(base, job.lora, job.seed)
         if checkpoint is None and job.lora.start is not None:
             start_from(context.path(job.lora.start), self._model, job.model)
         # Adapters are float32; autocast computes with them in the base's number format.
         self._autocast = torch.bfloat16 if bf16 else None
-        self._module = LossModule(self._model, self._compare).train()
+        self._module = LossModule(self._model, Comparison(job, mesh)).train()
         run_layers(self._module.causal.model.layers, job)
         mesh.distribute(self._module)
         # Taken once: after a forward pass, FSDP2 may show a module's gathered parameters instead of its shards.
         self._adapter = adapter_parameters(self._model)
         self._parameters = list(self._adapter.values())
         self._optimizer = adamw(self._parameters, job.optimizer)
+        self._gradients = Gradients(
+            job,
+            mesh,
+            store,
+            module=self._module,
+            tokens=AudioTokens.of(base.config),
+            parameters=self._parameters,
+            autocast=self._autocast,
+        )
 
         self._samples = Samples(job, context, mesh, self._module, store, autocast=self._autocast)
-        self._guard = FiniteGuard(mesh)
+        self._guard = FiniteGuard(mesh, rows=job.batch.accumulation)
+        self._rollbacks = Rollbacks(context.path(job.checkpoints), self._folder, mesh, total=total)
+        self._saver = Saver(
+            job,
+            context,
+            mesh,
+            model=self._model,
+            parameters=self._adapter,
+            optimizer=self._optimizer,
+            total=total,
+        )
+        self._dog = Watchdog(self._folder / "logs", mesh.rank, step_timeout().total_seconds())
         self._since_log, self._since_checkpoint = LossMeter(mesh), LossMeter(mesh)
         self._speed = Speed(job, mesh, store)
         self._started = time.monotonic()
@@ -116,8 +137,10 @@ class Training:
             parameters=self._adapter,
             optimizer=self._optimizer,
             mesh=self._mesh,
-            step=progress.step,
+            updates=progress.step - len(progress.skipped),
         )
+        self._guard.load(progress.skipped, progress.step)
+        self._rollbacks.load(progress.rollbacks, progress.left_out)
         self._since_log.load(progress.since_log)
         self._since_checkpoint.load(progress.since_checkpoint)
         self._speed.load(progress.window)
@@ -129,30 +152,56 @@ class Training:
 
     def run(self) -> Interrupted | None:
         """Train to the end, or until asked to stop, which may also be after the last step, before it is validated."""
+        self._saver.check_room()
+        if self._mesh.device.type in REHEARSES and self._done < self._total:
+            self._rehearse()
+        with self._dog:
+            return self._run_or_go_back()
+
+    def _run_or_go_back(self) -> Interrupted | None:
+        while True:
+            try:
+                return self._run()
+            except NotFiniteError as error:
+                self._saver.finish()
+                checkpoint = self._rollbacks.roll_back(error, skipped=self._guard.skipped)
+                steps, left_out, started = self._rollbacks.steps, self._rollbacks.left_out, self._started
+                self._restore(checkpoint)
+                self._rollbacks.load(steps, left_out)
+                self._started = started
+
+    def _run(self) -> Interrupted | None:
         mesh, start = self._mesh, self._done
-        with Reporter(
-            self._job, self._run, total=self._total, start=start, reported=self._reported, enabled=mesh.is_first
-        ) as reporter:
+        with (
+            Reporter(
+                self._job, self._folder, total=self._total, start=start, reported=self._reported, enabled=mesh.is_first
+            ) as reporter,
+            self._saver,  # ends before the figures do, which a checkpoint counts on
+        ):
             try:
                 if start == 0 and self._samples.due_at_start():
-                    self._samples.speak(0, reporter.speech, self._stop_if_asked)
+                    self._samples.speak(0, reporter.speech, self._between)
                 while True:
                     due = self._done > self._reported and self._is_due(self._done)
                     if due or self._done == start or self._done % BETWEEN_VOTES[mesh.device.type] == 0:
-                        self._vote()
+                        self._vote(reporter)
+                        self._count_skipped(wait=due)
                     if due:
                         self._report(reporter)
                     if self._done == self._total:
+                        self._saver.finish()
                         break
                     self._optimizer_step(self._done)
                     if self._done == start:
                         mesh.expect_steps()
+                    self._dog.heard()
                     self._done += 1
                     reporter.advance(self._done)
             except _AskedToStopError:
                 if self._done > self._saved:
-                    self._stop_if_not_finite()
-                    self._save({}, interrupted=True)
+                    self._count_skipped(wait=True)
+                    self._save({}, reporter, interrupted=True)
+                self._saver.finish()
                 reporter.stopped(self._done)
                 return Interrupted(done=self._saved, total=self._total, unit="steps")
         return None
@@ -163,24 +212,36 @@ class Training:
     def _is_checkpoint(self, done: int) -> bool:
         return done % self._job.checkpoint.every_steps == 0 or done == self._total
 
-    def _stop_if_asked(self) -> None:
-        if self._mesh.any(asked_to_stop(self._run)):
-            raise _AskedToStopError
+    def _vote(self, reporter: Reporter) -> None:
+        """Stop if any process was asked to, and save if the first was asked to save. Every process has to come here.
 
-    def _vote(self) -> None:
-        """Stop if any process was asked to, and save if the first was asked to save. Every process has to come here."""
-        stop = asked_to_stop(self._run)
-        save = self._mesh.is_first and asked_to_save(self._run)
+        Raises:
+            _AskedToStopError: To end here.
+            StepError: If the last checkpoint could not be written (74, if the disk was at fault).
+        """
+        stop = asked_to_stop(self._folder) or self._saver.failed
+        save = self._mesh.is_first and asked_to_save(self._folder)
         highest = -int(self._mesh.minimum(torch.tensor(-(_STOP * stop + _SAVE * save), device=self._mesh.device)))
         if highest >= _STOP:
-            raise _AskedToStopError
+            self._stop()
         if highest == _SAVE:
             if self._done > self._saved and not self._is_checkpoint(self._done):
-                self._stop_if_not_finite()
+                self._count_skipped(wait=True)
                 # Nothing is validated for it; like one that a stop leaves, it goes when the next regular one is there.
-                self._save({}, interrupted=True)
+                self._save({}, reporter, interrupted=True)
             if self._mesh.is_first:
-                forget_save(self._run)
+                forget_save(self._folder)
+
+    def _stop(self) -> None:
+        if self._mesh.any(self._saver.failed):
+            self._saver.finish()
+        raise _AskedToStopError
+
+    def _between(self) -> None:
+        """Between two pieces of what may take long: the processes are alive, and may be asked to end here."""
+        self._dog.heard()
+        if self._mesh.any(asked_to_stop(self._folder) or self._saver.failed):
+            self._stop()
 
     def _report(self, reporter: Reporter) -> None:
         """Say the figures of the steps up to here, and save where it is time.
@@ -188,12 +249,12 @@ class Training:
         Asked to stop during the validation, nothing has changed yet: what was begun here is begun again.
         """
         job, done = self._job, self._done
-        self._stop_if_not_finite()
         values = self._since_log.means()
         values |= {
             "learning_rate": learning_rate(done - 1, job.optimizer, total=self._total),
             "grad_norm": float(self._norm),
-            "epoch": done * job.batch.global_samples / len(self._store.train),
+            "skipped_steps": len(self._guard.skipped),
+            "epoch": self._batch_of(done) * job.batch.global_samples / len(self._store.train),
             **self._speed.figures(),
         }
         saving = self._is_checkpoint(done)
@@ -202,63 +263,65 @@ class Training:
             validation = self._validate()
             figures = self._since_checkpoint.means() | validation
             values |= validation
-            self._samples.speak(done, reporter.speech, self._stop_if_asked)
-        # Written before the checkpoint: one that is there has its line.
-        reporter.figures(done, values, durable=saving)
+            self._samples.speak(done, reporter.speech, self._between)
+        reporter.figures(done, values)
         self._since_log.reset()
         self._speed.reset()
         self._reported = done
         if saving:
             self._since_checkpoint.reset()
-            self._save(figures, interrupted=False)
+            self._save(figures, reporter, interrupted=False)
+
+    def _batch_of(self, step: int) -> int:
+        """The batch that optimizer step `step` (both 0-based) trains on; a rollback leaves some out."""
+        return step + self._rollbacks.left_out
 
     def _optimizer_step(self, step: int) -> None:
         """Do optimizer step `step` (0-based)."""
-        job, mesh = self._job, self._mesh
-        seed_dropout(job.seed, mesh.rank, step)
-        samples = self._plan.global_batch(step)
-        audio_labels, text_labels = (int(n.sum()) for n in label_counts(self._store.target_frames[samples]))
-        weights, anchors = weights_at(job.loss, step), 0
-        if job.loss.contrastive is not None:
-            anchors = count_anchors(self._store.speaker_numbers[samples.reshape(job.batch.accumulation, -1)])
-        losses = []
-        rows = self._plan.micro_batches(step, mesh.rank)
-        for number, row in enumerate(rows, start=1):
-            stored = [self._store.sample(int(index)) for index in row]
-            batch = pack([build_sequence(sample, self._tokens) for sample in stored])
-            compared = None
-            if job.loss.contrastive is not None:
-                compared = voices(stored, self._store.speaker_numbers[row]).to(mesh.device)
-            mesh.accumulate(self._module, last=number == len(rows))
-            with torch.autocast(mesh.device.type, self._autocast, enabled=self._autocast is not None):
-                sums = self._module(batch.to(mesh.device), compared)
-            loss = objective(sums, weights, audio_labels=audio_labels, text_labels=text_labels, anchors=anchors)
-            mesh.scaled(loss).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-            for meter in (self._since_log, self._since_checkpoint):
-                meter.add_sums(sums, weights)
-        for meter in (self._since_log, self._since_checkpoint):
-            meter.add_labels(audio_labels, text_labels, anchors)
-        self._speed.add(samples)
+        job, mesh, number = self._job, self._mesh, self._batch_of(step)
+        seed_dropout(job.seed, mesh.rank, number)
+        samples, rows = self._plan.global_batch(number), self._plan.micro_batches(number, mesh.rank)
+        weights, counts = weights_at(job.loss, step), self._gradients.counts(samples)
+        losses, sums, norm = self._gradients.compute(rows, weights, counts)
 
-        mesh.reduce_gradients(self._parameters)
-        self._norm = clip_gradients(self._parameters, job.optimizer.max_grad_norm)
-        self._guard.watch(step + 1, self._norm, *losses)
+        bad = self._guard.watch(step + 1, norm, losses)
+        self._norm = torch.where(bad > 0, self._norm, norm)
+        for meter in (self._since_log, self._since_checkpoint):
+            for row in sums:
+                counted = LossSums(*(torch.where(bad > 0, 0.0, part.detach()) for part in row))
+                meter.add_sums(counted, weights)
+            meter.add_labels(*counts)
+        self._speed.add(samples)
         set_learning_rate(self._optimizer, learning_rate(step, job.optimizer, total=self._total))
+        self._optimizer.found_inf = bad  # type: ignore[attr-defined]  # then it changes nothing
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _compare(self, hidden: Tensor, where: Voices) -> Tensor:
-        """The contrastive loss of a row, summed over its samples."""
-        assert self._job.loss.contrastive is not None, "a row comes with its voices only where they are compared"
-        mesh = self._mesh
-        return info_nce(
-            *pooled(hidden, where),
-            where.speakers,
-            temperature=self._job.loss.contrastive.temperature,
-            gather=mesh.gather_rows,
-            first=mesh.rank * len(where.speakers),
+    def _rehearse(self) -> None:
+        """Meet the longest row of the run now."""
+        row = longest_row(self._plan, self._store.lengths, self._total + self._rollbacks.left_out)
+        rehearse(
+            row,
+            job=self._job,
+            store=self._store,
+            parameters=self._parameters,
+            optimizer=self._optimizer,
+            gradients=lambda rows: self._gradients.compute(rows, self._job.loss, Counts(1, 1, 1)),
         )
+
+    def _count_skipped(self, *, wait: bool) -> None:
+        """Take steps that were skipped out of the figures, note their samples, and go back if they are too many."""
+        new = self._guard.news(self._done, wait=wait)
+        for step in new:
+            number = self._batch_of(step - 1)
+            batch = self._plan.global_batch(number)
+            counts = self._gradients.counts(batch)
+            for meter in (self._since_log, self._since_checkpoint):
+                meter.add_labels(*(-count for count in counts))
+            samples = self._guard.samples(step, self._plan.micro_batches(number, self._mesh.rank))
+            if self._mesh.is_first:
+                self._rollbacks.suspect(record_skipped(self._folder, step, samples, batch, self._store))
+        self._guard.judge(new)
 
     def _validate(self) -> dict[str, float]:
         """The losses of the held-out samples; empty where there are none."""
@@ -267,7 +330,7 @@ class Training:
 
         def before_row(number: int) -> None:
             if number % BETWEEN_VOTES[self._mesh.device.type] == 0:
-                self._stop_if_asked()
+                self._between()
 
         losses = validation_losses(
             self._module,
@@ -280,56 +343,27 @@ class Training:
         )
         # The step's own loss and gradient were finite, but its update may still have broken the adapter.
         if not (math.isfinite(losses.audio) and math.isfinite(losses.text)):
-            raise self._not_finite("the validation loss", self._done)
+            raise NotFiniteError("the validation loss", self._done)
         return losses.figures(self._job.loss)
 
-    def _save(self, figures: dict[str, float], *, interrupted: bool) -> None:
-        """Save a checkpoint of the steps done so far, and delete those it replaces."""
-        job, mesh, done = self._job, self._mesh, self._done
-        weights = {name: mesh.whole(parameter) for name, parameter in self._adapter.items()}
-        if not all(tensor.isfinite().all() for tensor in weights.values()):
-            raise self._not_finite("the adapter", done)
+    def _save(self, figures: dict[str, float], reporter: Reporter, *, interrupted: bool) -> None:
+        """Have a checkpoint of the steps done so far written, and those deleted that it replaces."""
         progress = Progress(
-            step=done,
+            step=self._done,
             seconds=time.monotonic() - self._started,
             store_sha256=self._store_sha256,
             versions=versions(),
+            skipped=tuple(self._guard.skipped),
+            rollbacks=self._rollbacks.steps,
+            left_out=self._rollbacks.left_out,
             grad_norm=float(self._norm),
             since_log=self._since_log.save(),
             since_checkpoint=self._since_checkpoint.save(),
             window=self._speed.save(),
         )
-        write_more = writer(job, progress, moments(self._optimizer, self._adapter, mesh))
-
-        def write() -> int:
-            folder = self._context.path(job.checkpoints)
-            saved = save_checkpoint(
-                folder,
-                done,
-                model=self._model,
-                weights=weights,
-                ref=job.model,
-                metrics=figures,
-                interrupted=interrupted,
-                write_more=write_more,
-            )
-            write_state(self._run, job.step, "running", done, self._total)
-            removed = ", ".join(old.path.name for old in prune_checkpoints(folder, job.checkpoint.keep_last))
-            logger.info("saved %s%s", saved.name, f", removed {removed}" if removed else "")
-            return done
-
-        self._saved = mesh.on_first(write)
-
-    def _stop_if_not_finite(self) -> None:
-        bad = self._guard.first_bad_step()
-        if bad is not None:
-            raise self._not_finite("the loss or a gradient", bad)
-
-    def _not_finite(self, what: str, step: int) -> StepError:
-        return StepError(
-            f"{what} is not finite at step {step} of {self._total}; nothing was saved from there on",
-            help="lower `training.learning_rate`, lengthen the warm-up, or train in fp32",
-        )
+        # A checkpoint that is there has its line of figures.
+        self._saver.save(progress, figures, before=reporter.flush, interrupted=interrupted)
+        self._saved = self._done
 
 
 def _check_base(job: TrainJob, store: Store) -> None:

@@ -15,6 +15,7 @@ from higgsc.contract.jobs import LoraJob, ModelRef
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.train import checkpoint as checkpoint_module
 from higgsc.train.checkpoint import (
+    VALIDATION_METRIC,
     list_checkpoints,
     save_checkpoint,
     select_checkpoint,
@@ -84,17 +85,17 @@ def test_one_flipped_byte_is_noticed(save: Save, tmp_path: Path, name: str, wher
     data[int(where * len(data))] ^= 0x01
     file.write_bytes(data)
     with pytest.raises(StepError, match="damaged checkpoint"):
-        select_checkpoint(tmp_path, "last")
+        select_checkpoint(tmp_path, "last", by=VALIDATION_METRIC)
 
 
 def test_a_missing_or_truncated_file_is_noticed(save: Save, tmp_path: Path) -> None:
     weights = save(5) / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(StepError, match=r"has \d+ bytes instead of \d+"):
-        select_checkpoint(tmp_path, "last")
+        select_checkpoint(tmp_path, "last", by=VALIDATION_METRIC)
     weights.unlink()
     with pytest.raises(StepError, match="is missing") as caught:
-        select_checkpoint(tmp_path, "last")
+        select_checkpoint(tmp_path, "last", by=VALIDATION_METRIC)
     assert caught.value.path == weights
 
 
@@ -103,19 +104,27 @@ def test_selection(save: Save, tmp_path: Path) -> None:
     save(20, loss_audio=3.0, validation_audio_loss=2.0)
     save(100, loss_audio=2.0, validation_audio_loss=3.0)
     assert [c.step for c in list_checkpoints(tmp_path)] == [10, 20, 100]
-    assert select_checkpoint(tmp_path, "best").step == 20
-    assert select_checkpoint(tmp_path, "last").path == tmp_path / "step-100"
+    assert select_checkpoint(tmp_path, "best", by=VALIDATION_METRIC).step == 20
+    assert select_checkpoint(tmp_path, "last", by=VALIDATION_METRIC).path == tmp_path / "step-100"
 
 
 def test_without_validation_the_training_loss_decides(save: Save, tmp_path: Path) -> None:
     for step, loss in ((10, 1.0), (20, 0.5), (30, 0.7)):
         save(step, loss_audio=loss)
-    assert select_checkpoint(tmp_path, "best").step == 20
+    assert select_checkpoint(tmp_path, "best", by=VALIDATION_METRIC).step == 20
+
+
+def test_the_best_by_another_figure(save: Save, tmp_path: Path) -> None:
+    for step, audio, text in ((10, 1.0, 3.0), (20, 2.0, 1.0), (30, 3.0, 2.0)):
+        save(step, loss_text=text, validation_audio_loss=audio)
+    assert select_checkpoint(tmp_path, "best", by="loss/text").step == 20
+    assert select_checkpoint(tmp_path, "best", by="validation/text_loss").step == 20  # of which there is none
+    assert select_checkpoint(tmp_path, "best", by="validation/audio_loss").step == 10
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(StepError, match="no checkpoint") as caught:
-        select_checkpoint(tmp_path / "none", "best")
+        select_checkpoint(tmp_path / "none", "best", by=VALIDATION_METRIC)
     assert caught.value.code == ExitCode.MISSING_INPUT
 
 

@@ -264,12 +264,19 @@ def test_another_spec_is_refused(project: Project) -> None:
     project.train(project.job())
     lora = project.job().lora
     other = project.job(
-        seed=2, lora=lora.model_copy(update={"rank": 8, "trainable_parameters": 2 * lora.trainable_parameters})
+        seed=2,
+        log_every_steps=2,
+        optimizer=project.job().optimizer.model_copy(update={"learning_rate": 1e-3}),
+        lora=lora.model_copy(update={"rank": 8, "trainable_parameters": 2 * lora.trainable_parameters}),
     )
     with pytest.raises(StepError) as caught:
         project.train(other)
     assert caught.value.code == ExitCode.USAGE
     assert "lora.rank 4 → 8 (the adapter's shapes change); seed 1 → 2 (the order" in str(caught.value)
+    assert (
+        "put the old values back to go on (what else is different may stay: "
+        "optimizer.learning_rate 0.01 → 0.001, log_every_steps 1 → 2)"
+    ) in str(caught.value)
     assert f"to start over, delete {project.root}/run/checkpoints or give the spec another `name`" in str(caught.value)
     assert project.train(project.job())  # nothing was lost
 
@@ -324,13 +331,15 @@ def test_run_and_compiler_agree_on_what_may_change(override: str) -> None:
 def test_pruning_never_removes_what_is_needed(tmp_path: Path) -> None:
     from higgsc.train.shelf import prune_checkpoints
 
+    keep = CheckpointJob(every_steps=1, keep_last=2)
+
     def save(step: int, loss: float | None) -> list[int]:
         folder = tmp_path / f"step-{step}"
         folder.mkdir()
         metrics = {} if loss is None else {"validation/audio_loss": loss}
         text = json.dumps({"step": step, "metrics": metrics, "interrupted": loss is None})
         (folder / "metrics.json").write_text(text)
-        prune_checkpoints(tmp_path, keep_last=2)
+        prune_checkpoints(tmp_path, keep)
         return [checkpoint.step for checkpoint in list_checkpoints(tmp_path)]
 
     losses = {1: 9.0, 2: 1.0, 3: 8.0, 4: 7.0, 5: 6.0, 6: 0.5, 7: 4.0}
@@ -339,3 +348,7 @@ def test_pruning_never_removes_what_is_needed(tmp_path: Path) -> None:
     # Interrupted ones push no regular one out, and the next regular one takes their place.
     assert [save(step, None) for step in (8, 9, 10)] == [[6, 7, 8], [6, 7, 8, 9], [6, 7, 9, 10]]
     assert save(11, 9.0) == [6, 7, 11]
+    keep = keep.model_copy(update={"keep_every": 4})
+    assert [save(step, 9.0) for step in (12, 13, 14, 15, 16, 17)][-1] == [6, 12, 16, 17]
+    keep = keep.model_copy(update={"best": "loss/text", "keep_every": None})  # which none of these has
+    assert save(18, 9.0) == [6, 17, 18]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,18 @@ import torch
 from peft import PeftModel
 
 from higgsc.contract.jobs import BatchJob, CheckpointJob, MeshJob, TrainJob
-from higgsc.contract.outcome import ExitCode
+from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.receipts import read_receipt
 from higgsc.contract.state import StepState, read_state
+from higgsc.data.store import Store
+from higgsc.train import training
+from higgsc.train.batches import BatchPlan
 from higgsc.train.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint, verify_checkpoint
+from higgsc.train.guard import SKIPPED_FILE
+from higgsc.train.mesh import STEP_TIMEOUT, step_timeout
 from higgsc.train.model import adapter_parameters, add_lora
 from higgsc.train.shelf import find_newest_whole, prune_checkpoints, recover_checkpoints
+from higgsc.train.watchdog import Watchdog
 
 from .conftest import Project
 from .test_checkpoint import LORA, REF
@@ -192,6 +199,53 @@ def test_signals_before_and_while_torch_is_imported(project: Project) -> None:
     assert read_state(project.root / "run", "train") == StepState("interrupted", 0, 3)
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB, of which a test fills what it likes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("may not mount a file system here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk(project: Project, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full at once, full at a later checkpoint, and full for the figures: in no case is a whole checkpoint lost."""
+    (project.root / "run").symlink_to(small_disk)
+    job, ballast = long_job(project), small_disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))
+    with pytest.raises(StepError, match=r"a checkpoint takes \d\.\d MB, and 0\.\d MB are free there") as caught:
+        project.train(job)
+    assert caught.value.code == ExitCode.IO
+    ballast.unlink()
+
+    def fills_up(at: int, room: int) -> Callable[[Any, int], None]:
+        def stepping(self: Any, number: int) -> None:
+            if number == at:
+                ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - room))
+            step(self, number)
+
+        return stepping
+
+    step, folder = training.Training._optimizer_step, small_disk / "checkpoints"
+    for at, room in ((6, 200_000), (5, 0)):
+        shutil.rmtree(folder, ignore_errors=True)
+        monkeypatch.setattr(training.Training, "_optimizer_step", fills_up(at, room))
+        with pytest.raises(StepError) as caught:
+            project.train(job)
+        assert caught.value.code == ExitCode.IO
+        assert "cannot write: No space left on device (0." in str(caught.value)
+        assert str(caught.value).startswith(f"{project.root}/run")
+        assert not list(small_disk.glob(".*"))
+        assert [path.name for path in folder.iterdir()] == ["step-4"]
+        verify_checkpoint(folder / "step-4")
+        ballast.unlink()
+    monkeypatch.setattr(training.Training, "_optimizer_step", step)
+    project.train(job)
+
+
 def test_no_room_for_a_checkpoint(project: Project, stop_at_vote: Any) -> None:  # noqa: F811
     job = long_job(project)
     project.train(job)
@@ -218,23 +272,11 @@ def test_no_room_for_a_checkpoint(project: Project, stop_at_vote: Any) -> None: 
     assert outcome(project) == expected
 
 
-IMPATIENT = """
-import sys
-from datetime import timedelta
-from higgsc.train import mesh
-mesh.TIMEOUT = timedelta(seconds=3)
-from higgsc.cli import main
-sys.argv.insert(1, "run-step")
-main()
-"""
-
-
 @pytest.mark.slow
-def test_a_rank_that_hangs_fails_the_step(project: Project) -> None:
-    program = project.root / "impatient.py"
-    program.write_text(IMPATIENT)
+def test_a_rank_that_hangs_fails_the_step(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STEP_TIMEOUT, "3")
     job = two_ranks(project, optimizer=project.job().optimizer.model_copy(update={"steps": 10_000}))
-    with Process(project, job, ranks=2, program=(str(program),)) as process:
+    with Process(project, job, ranks=2) as process:
         process.until_saved(5)
         hung = process.children()[1]
         os.kill(hung, signal.SIGSTOP)
@@ -243,6 +285,59 @@ def test_a_rank_that_hangs_fails_the_step(project: Project) -> None:
         assert time.monotonic() - before < 15
         os.kill(hung, signal.SIGKILL)  # torchrun would insist after 30 seconds
         assert process.wait() != 0
+    logs = project.root / "run" / "logs"
+    assert f"{logs}/stacks-*.txt" in process.log.read_text()
+    stacks = (logs / "stacks-0.txt").read_text()
+    assert stacks.startswith("Timeout (0:00:02.4")
+    assert "all_reduce" in stacks
+
+
+def test_a_silent_process_writes_where_it_is(tmp_path: Path) -> None:
+    """Without the interpreter's help: a process that hangs in a library holds its lock."""
+    with Watchdog(tmp_path / "logs", 3, timeout=0.1) as dog:
+        time.sleep(0.2)  # before the first step, whatever takes long is no fault
+        assert dog.path.read_text() == ""
+        dog.heard()
+        time.sleep(0.2)
+    assert "test_a_silent_process_writes_where_it_is" in dog.path.read_text()
+    with Watchdog(tmp_path / "logs", 4, timeout=60) as other:
+        other.heard()
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["stacks-3.txt"]
+
+
+@pytest.mark.parametrize("value", ["soon", "0", "nan", "1e300", "-1"])
+def test_a_timeout_that_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STEP_TIMEOUT, value)
+    with pytest.raises(StepError, match=f"HIGGSC_STEP_TIMEOUT is `{value}`"):
+        step_timeout()
+
+
+def test_a_store_that_changed_under_a_run(project: Project) -> None:
+    """One bit of a code: one decision, before the first step, that names the file."""
+    codes = project.root / "store" / "codes.u16"
+    data = bytearray(codes.read_bytes())
+    data[100] ^= 0x01
+    codes.write_bytes(data)
+    with pytest.raises(StepError, match=r"this file is not the file that store\.json describes") as caught:
+        project.train(project.job())
+    assert caught.value.path == codes
+
+
+def test_a_sample_that_cannot_be_read(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read while it trains is not checked again, but said by name."""
+    records = project.root / "store" / "samples.jsonl"
+    step = training.Training._optimizer_step
+
+    def harmed(self: Any, number: int) -> None:
+        if number == 1:
+            with records.open("r+b") as stream:
+                stream.write(b"\0" * records.stat().st_size)
+        step(self, number)
+
+    monkeypatch.setattr(training.Training, "_optimizer_step", harmed)
+    with pytest.raises(StepError, match=r"the store is damaged: this folder does not hold sample \d") as caught:
+        project.train(project.job())
+    assert caught.value.path == project.root / "store"
 
 
 @pytest.fixture
@@ -261,7 +356,7 @@ def test_killed_at_any_moment_of_saving(tiny_adapter: PeftModel, tmp_path: Path)
             step = number // 2 + 1  # each one twice
             weights = {name: torch.full_like(parameter, step) for name, parameter in names.items()}
             save_checkpoint(tmp_path, step, model=tiny_adapter, weights=weights, ref=REF, metrics={"loss/audio": -step})
-            prune_checkpoints(tmp_path, 2)
+            prune_checkpoints(tmp_path, CheckpointJob(every_steps=1, keep_last=2))
 
     for _ in range(25):
         shutil.rmtree(tmp_path)
@@ -290,3 +385,55 @@ def test_killed_at_any_moment_of_saving(tiny_adapter: PeftModel, tmp_path: Path)
         assert not list(tmp_path.glob("*.damaged"))
         assert not list(tmp_path.glob(".*"))
     assert max(sizes) >= 2
+
+
+POISONED = """
+import os, sys
+from higgsc.cli import main
+from higgsc.train import checkpoint, training
+from higgsc.train.loss import LossModule, LossSums
+
+forward, seed, save = LossModule.forward, training.seed_dropout, checkpoint.save_file
+now = []
+
+def seeded(number, rank, batch):
+    now[:] = [batch]
+    seed(number, rank, batch)
+
+def poisoned(self, batch):
+    sums = forward(self, batch)
+    bad = self.training and now == [3] and os.environ["RANK"] == "1"
+    return LossSums(sums.audio * float("nan"), sums.text) if bad else sums
+
+def full(tensors, path, **rest):
+    if "step-8" in str(path):
+        raise OSError(28, "No space left on device", str(path))
+    save(tensors, path, **rest)
+
+training.seed_dropout, LossModule.forward, checkpoint.save_file = seeded, poisoned, full
+sys.argv.insert(1, "run-step")
+main()
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_decide_alike(project: Project) -> None:
+    """A loss that is not finite on one of them, then a checkpoint that the other one cannot write."""
+    program = project.root / "poisoned.py"
+    program.write_text(POISONED)
+    job = two_ranks(project, checkpoint=CheckpointJob(every_steps=1, keep_last=9), log_every_steps=1)
+    with Process(project, job, ranks=2, program=(str(program),)) as process:
+        assert process.wait() != 0
+        output = process.log.read_text()
+    lines = project.metrics()
+    assert [line["skipped_steps"] for line in lines[:6]] == [0, 0, 0, 1, 1, 1]
+    assert all(torch.equal(tensor, project.adapter(3)[name]) for name, tensor in project.adapter(4).items())
+    assert any(not torch.equal(tensor, project.adapter(4)[name]) for name, tensor in project.adapter(5).items())
+    store = Store.open(project.root / "store")
+    plan = BatchPlan.of(job.batch, store.train, seed=job.seed, world_size=2)
+    (skipped,) = (json.loads(line) for line in (project.root / "run" / SKIPPED_FILE).read_text().splitlines())
+    assert skipped["samples"] == [store.record(i)["id"] for i in sorted(plan.micro_batches(3, 1).flatten().tolist())]
+    assert "cannot write: No space left on device" in output
+    assert "the first process failed; its message says why" in output
+    folder = project.root / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == [f"step-{step}" for step in range(1, 8)]

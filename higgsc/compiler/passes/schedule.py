@@ -35,6 +35,17 @@ def schedule(ir: Ir, sink: Sink) -> Ir:
                     help=f"`every_steps: {max(1, steps // 4)}` would write four",
                 )
             )
+    every, keep = spec.checkpoint.every_steps, spec.checkpoint.keep_every
+    if keep is not None and keep % every:
+        sink.add(
+            Diagnostic(
+                "HC321",
+                f"of checkpoints every {every} steps, few have a step that is a multiple of {keep}",
+                ir.label("checkpoint.keep_every"),
+                secondary=(ir.label("checkpoint.every_steps"),) if ir.given("checkpoint.every_steps") else (),
+                help=f"`keep_every: {max(1, round(keep / every)) * every}` is a multiple of `every_steps`",
+            )
+        )
     limits = spec.data.limits
     if limits.min_seconds >= limits.max_seconds:
         at = "data.limits.min_seconds" if ir.given("data.limits.min_seconds") else "data.limits.max_seconds"
@@ -103,7 +114,8 @@ def _both_lengths(ir: Ir, sink: Sink, help_: str) -> None:
 def _need_held_out(ir: Ir, sink: Sink) -> None:
     """One message for all that needs held-out samples."""
     evaluate, merge = ir.spec.evaluate, ir.spec.merge
-    best = merge is not None and merge.select == "best"
+    by = ir.spec.checkpoint.best
+    best = merge is not None and merge.select == "best" and by.startswith("validation/")
     needs = ["to evaluate on"] if evaluate is not None else []
     needs += ["to tell the best checkpoint by"] if best else []
     if not needs:

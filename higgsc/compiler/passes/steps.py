@@ -68,6 +68,8 @@ def _train(ir: Ir) -> Step:
         checkpoint=jobs.CheckpointJob(
             every_steps=spec.checkpoint.every_steps,
             keep_last=spec.checkpoint.keep_last,
+            keep_every=spec.checkpoint.keep_every,
+            best=spec.checkpoint.best,
             samples=_samples(ir),
         ),
         checkpoints=f"{ir.text('output')}/checkpoints",
@@ -114,6 +116,7 @@ def _merge(ir: Ir) -> Step:
         **_common(ir),
         checkpoints=f"{ir.text('output')}/checkpoints",
         select=ir.spec.merge.select,
+        best=ir.spec.checkpoint.best,
         dtype=ir.spec.merge.dtype,
         merged=f"{ir.text('output')}/merged",
     )

@@ -37,6 +37,7 @@ KEYS: dict[str, tuple[str, str]] = {
     "eval_steps": (_HF, "`checkpoint.every_steps: <int:500>`: every checkpoint is validated"),
     "evaluation_strategy": (_HF, "`checkpoint.every_steps: <int:500>`: every checkpoint is validated"),
     "eval_strategy": (_HF, "`checkpoint.every_steps: <int:500>`: every checkpoint is validated"),
+    "metric_for_best_model": (_HF, "`checkpoint.best: validation/audio_loss`"),
     "load_best_model_at_end": (_HF, "`merge: {select: best}`"),
     "bf16": (_HF, "`precision: bf16`"),
     "fp16": (_HF, "`precision: bf16`; fp16 is not offered, its range is too small"),
