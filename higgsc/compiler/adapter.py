@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from higgsc.catalog.adapter import AdapterShape
@@ -15,12 +15,13 @@ NumberT = TypeVar("NumberT", int, float)
 
 def adapter_of(ir: Ir) -> AdapterShape:
     """What the spec's adapter consists of, once `lora_targets` has derived its modules."""
-    lora, modules = ir.spec.lora, ir.derived["lora.modules"].value
-    assert isinstance(modules, tuple)
+    lora, targets = ir.spec.lora, ir.derived["lora.modules"].value
+    assert isinstance(targets, tuple)
+    modules = AdapterShape(targets=targets, rank=lora.rank).modules(ir.shape)
     return AdapterShape(
-        targets=modules,
+        targets=targets,
         rank=lora.rank,
-        rank_pattern=tuple(as_peft(lora.rank_pattern).items()),
+        rank_pattern=tuple(as_peft(lora.rank_pattern, modules).items()),
         dropout=lora.dropout,
         dora=lora.dora,
         full=full_heads(ir),
@@ -32,9 +33,29 @@ def full_heads(ir: Ir) -> tuple[str, ...]:
     return tuple(HEADS[head] for head in HEADS if head in ir.spec.lora.full_heads)
 
 
-def as_peft(patterns: Mapping[str, NumberT]) -> dict[str, NumberT]:
-    """Patterns as regular expressions, which is how PEFT reads `rank_pattern`, in their order."""
-    return {
-        "[^.]*".join(re.escape(part) for part in re.split(r"\*+", pattern)): value
-        for pattern, value in patterns.items()
-    }
+def as_peft(patterns: Mapping[str, NumberT], modules: Iterable[str]) -> dict[str, NumberT]:
+    """Patterns as regular expressions, which is how PEFT reads `rank_pattern` and `alpha_pattern`.
+
+    In a spec the first pattern that matches counts, and PEFT reads them so too, but it sorts them whenever it saves an
+    adapter. So they are made to exclude one another: one that an earlier one takes modules from lists those it keeps.
+    """
+    modules = list(modules)
+    found: dict[str, NumberT] = {}
+    decided: set[str] = set()
+    for pattern, value in patterns.items():
+        matched = matching(pattern, modules)
+        kept = [name for name in matched if name not in decided]
+        plain = "[^.]*".join(re.escape(part) for part in re.split(r"\*+", pattern))
+        found[plain if kept == matched else "|".join(map(re.escape, kept))] = value
+        decided.update(kept)
+    return found
+
+
+def matching(pattern: str, modules: Iterable[str]) -> list[str]:
+    """The module paths that end in `pattern` at a dot; `*` stands for any characters but a dot."""
+    if "*" not in pattern:
+        return [name for name in modules if name == pattern or name.endswith(f".{pattern}")]
+    # Several stars are one: apart they would be tried in every combination.
+    parts = re.split(r"\*+", pattern)
+    expression = re.compile(r"(.*\.)?" + "[^.]*".join(re.escape(part) for part in parts))
+    return [name for name in modules if expression.fullmatch(name)]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from higgsc.catalog.higgs_audio_v2 import RELEASED
+from higgsc.compiler.adapter import matching
 from higgsc.compiler.compile import Compilation, compile_spec
-from higgsc.compiler.passes.lora_targets import PRESETS, matching
+from higgsc.compiler.passes.lora_targets import PRESETS
 from higgsc.compiler.plan import Plan
 from higgsc.contract.jobs import TrainJob
 

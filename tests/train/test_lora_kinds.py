@@ -10,6 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
 from higgsc.catalog.adapter import AdapterShape
 from higgsc.catalog.higgs_audio_v2 import TINY
@@ -181,6 +182,10 @@ def test_a_bf16_base_is_left_as_it_is_at_the_start(project: Project, kind: str) 
     """PEFT's own DoRA would start from row lengths that are rounded to bfloat16."""
     adapted = add_lora(base(torch.bfloat16), lora(**KINDS[kind]), seed=0)
     assert {parameter.dtype for parameter in adapter_parameters(adapted).values()} == {torch.float32}
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer) and KINDS[kind].get("dora"):
+            lengths = torch.linalg.norm(module.get_base_layer().weight.float(), dim=1)
+            assert torch.equal(module.lora_magnitude_vector["default"].weight, lengths)
     expected = held_out_loss(project, base(torch.bfloat16), torch.bfloat16)
     assert held_out_loss(project, adapted, torch.bfloat16) == pytest.approx(expected, rel=1e-4)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from higgsc.compiler.adapter import adapter_of
+from higgsc.compiler.adapter import adapter_of, matching
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink, did_you_mean
 from higgsc.compiler.ir import Ir
-from higgsc.compiler.passes.lora_targets import matching
 
 
 def lora_patterns(ir: Ir, sink: Sink) -> Ir:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from functools import cache
 
 from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape
-from higgsc.compiler.adapter import HEADS
+from higgsc.compiler.adapter import HEADS, matching
 from higgsc.compiler.diagnostics import Diagnostic, Sink, did_you_mean
 from higgsc.compiler.ir import Ir
 
@@ -89,16 +89,6 @@ def lora_targets(ir: Ir, sink: Sink) -> Ir:
 def _linear_matching(pattern: str, shape: HiggsAudioV2Shape) -> list[str]:
     """The same for the linear modules of a model; the points of a sweep ask again and again."""
     return matching(pattern, shape.linear_modules())
-
-
-def matching(pattern: str, modules: Iterable[str]) -> list[str]:
-    """The module paths that end in `pattern` at a dot; `*` stands for any characters but a dot."""
-    if "*" not in pattern:
-        return [name for name in modules if name == pattern or name.endswith(f".{pattern}")]
-    # Several stars are one: apart they would be tried in every combination.
-    parts = re.split(r"\*+", pattern)
-    expression = re.compile(r"(.*\.)?" + "[^.]*".join(re.escape(part) for part in parts))
-    return [name for name in modules if expression.fullmatch(name)]
 
 
 def _as_suffixes(pattern: str, matched: list[str]) -> list[str]:

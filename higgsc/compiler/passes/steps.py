@@ -101,7 +101,7 @@ def _lora(ir: Ir) -> jobs.LoraJob:
         targets=shape.targets,
         full=shape.full,
         rank_pattern=dict(shape.rank_pattern),
-        alpha_pattern=as_peft(lora.alpha_pattern),
+        alpha_pattern=as_peft(lora.alpha_pattern, shape.modules(ir.shape)),
         scaling=lora.scaling,
         dora=lora.dora,
         start=lora.start,
