@@ -57,12 +57,12 @@ def test_killed_within_a_step(project: Project, monkeypatch: pytest.MonkeyPatch,
     project.forget()
     run, calls = LossModule.forward, []
 
-    def die(self: LossModule, batch: Any) -> Any:
+    def die(self: LossModule, batch: Any, compared: Any = None) -> Any:
         if self.training:
             calls.append(1)
             if len(calls) == forward:
                 raise Killed
-        return run(self, batch)
+        return run(self, batch, compared)
 
     with monkeypatch.context() as patch:
         patch.setattr(LossModule, "forward", die)

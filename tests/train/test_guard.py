@@ -36,8 +36,8 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
         torch.manual_seed(batch)
 
     def poison(bad: set[int], *, gradient_only: bool = False, value: float = float("nan")) -> None:
-        def poisoned(self: LossModule, batch: Any) -> LossSums:
-            sums = forward(self, batch)
+        def poisoned(self: LossModule, batch: Any, compared: Any = None) -> LossSums:
+            sums = forward(self, batch, compared)
             state["row"] += 1
             if not self.training or state["batch"] not in bad or state["row"] > 1:
                 return sums

@@ -70,11 +70,11 @@ def test_it_runs_out_of_memory_before_the_first_step(project: Project, monkeypat
     forward = LossModule.forward
     calls = []
 
-    def tight(self: LossModule, batch: Any) -> Any:
+    def tight(self: LossModule, batch: Any, compared: Any = None) -> Any:
         calls.append(batch.tokens)
         if batch.tokens >= longest:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
-        return forward(self, batch)
+        return forward(self, batch, compared)
 
     monkeypatch.setattr(LossModule, "forward", tight)
     job = project.job(batch=BatchJob(global_samples=4, micro_samples=2, accumulation=2))

@@ -20,7 +20,7 @@ from higgsc.contract.jobs import TrackingJob
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.stop import SAVE_FILE
 from higgsc.data.store import Store
-from higgsc.train import training
+from higgsc.train import saving, training
 from higgsc.train.checkpoint import list_checkpoints
 from higgsc.train.mesh import Mesh
 from higgsc.train.screen import Screen, clock, line
@@ -152,7 +152,7 @@ def test_lines_of_the_training(project: Project) -> None:
         word in lines[1] for word in ("step 2/3", "epoch 1.14", "loss ", "audio ", "text ", "tok/s", "h of speech/h")
     )
     assert "ETA 0:00:0" in lines[1]
-    assert lines[-1].endswith("saved step-3")
+    assert "saved step-3; the steps waited 0.0" in lines[-1]
     heartbeat = read_heartbeat(project.root / "run")
     assert heartbeat is not None
     assert heartbeat.loss is not None
@@ -192,7 +192,13 @@ def test_a_file_asks_for_a_checkpoint_now(project: Project, monkeypatch: pytest.
         if number == 1:
             ask.touch()
 
+    def written(self: Any, *arguments: Any, **options: Any) -> None:
+        save(self, *arguments, **options)
+        self.finish()
+
+    save = saving.Saver.save
     monkeypatch.setattr(training.Training, "_optimizer_step", asking)
+    monkeypatch.setattr(saving.Saver, "save", written)
     project.train(job)
     assert seen == [(), (), (2,), (2,), (2,)]
     assert not ask.exists()
