@@ -16,6 +16,7 @@ from functools import cache, cached_property
 from math import prod
 from typing import Literal
 
+from higgsc.catalog.adapter import AdapterShape
 from higgsc.catalog.codec import DELAY_ROWS, EXTRA_ROWS_PER_CLIP, FRAMES_PER_SECOND
 from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape
 
@@ -27,6 +28,9 @@ real ones."""
 _FP32 = 4
 _LAYERS = "model.layers."
 _SHARED_INPUT = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}
+
+Checkpointing = Literal["none", "selective", "full"]
+"""What layers keep for the backward pass: everything, their dear products, their input alone."""
 
 Route = Literal["all", "text", "audio"]
 """Tokens that pass through a module: those of the row, or those of one of the two feed-forward networks."""
@@ -77,19 +81,21 @@ class Setup:
 
     shape: HiggsAudioV2Shape
     precision: Literal["bf16", "fp32"]
-    targets: tuple[str, ...]
-    """Suffixes of the module paths that carry an adapter."""
-    rank: int
-    dropout: float
+    lora: AdapterShape
     replicate: int
     shard: int
     accumulation: int
+    activation_checkpointing: Checkpointing = "none"
 
     @cached_property
     def modules(self) -> Mapping[str, tuple[int, int]]:
         """Modules with an adapter: path to `(out, in)`."""
-        ends = tuple(f".{target}" for target in self.targets)
-        return {name: sizes for name, sizes in self.shape.linear_modules().items() if f".{name}".endswith(ends)}
+        return self.lora.modules(self.shape)
+
+    @cached_property
+    def trained(self) -> Mapping[str, int]:
+        """Trained numbers by module."""
+        return self.lora.parameters(self.shape)
 
     @property
     def base_itemsize(self) -> int:
@@ -102,8 +108,8 @@ class Setup:
 
     @cached_property
     def adapter_parameters(self) -> int:
-        """`r x (in + out)`, summed over the modules."""
-        return self.rank * sum(map(sum, self.modules.values()))
+        """Trained numbers, all modules together."""
+        return sum(self.trained.values())
 
     @cached_property
     def saved_by_adapters(self) -> Mapping[Route, int]:
@@ -111,22 +117,25 @@ class Setup:
 
         A rank's worth of activations, `s r`, and the input, `s x in` (bf16: a copy of its own, because PEFT casts to
         float32 and autocast back; fp32: shared by q, k, v and by gate, up, and o's is the attention's output). Dropout
-        above 0 keeps a one-byte mask and, in fp32, an output of its own. The heads see labelled positions only.
+        above 0 keeps a one-byte mask and, in fp32, an output of its own. DoRA scales the outputs of base and adapter
+        apart and keeps both, `2s x out`. The heads see labelled positions only.
         """
         s, saved = self.base_itemsize, dict.fromkeys(_ROUTES, 0)
-        own_input = self.precision == "bf16" or self.dropout > 0
+        own_input = self.precision == "bf16" or self.lora.dropout > 0
         kept: set[str] = set()
-        for name, (_, inputs) in self.modules.items():
+        for name, (out, inputs) in self.modules.items():
             if not name.startswith(_LAYERS):
                 continue
             parent, _, module = name.rpartition(".")
             source = parent if module in _SHARED_INPUT else name
-            route: Route = "audio" if ".audio_mlp." in name else "text" if ".mlp." in name else "all"
-            saved[route] += s * self.rank
+            route = _route(name)
+            saved[route] += s * self.lora.rank_of(name)
             if own_input or (module != "o_proj" and source not in kept):
                 saved[route] += s * inputs
-            if self.dropout > 0:
+            if self.lora.dropout > 0:
                 saved[route] += inputs
+            if self.lora.dora:
+                saved[route] += 2 * s * out
             kept.add(source)
         return saved
 
@@ -159,20 +168,37 @@ class Memory:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+def _route(module: str) -> Route:
+    return "audio" if ".audio_mlp." in module else "text" if ".mlp." in module else "all"
+
+
+def _through(sample: Sample) -> dict[Route, int]:
+    """Tokens of a sample that pass through the modules of a route."""
+    return {"all": sample.tokens, "text": sample.text, "audio": sample.audio_rows}
+
+
 def memory(setup: Setup, sample: Sample, samples: int) -> Memory:
     """Peak memory of a process that trains on rows of `samples` equal samples.
 
-    The largest of five moments: the first layer's all-gather; the last layer's feed-forward network in the forward
-    pass; the loss; the backward pass of the final norm; or the optimizer step, which needs no activations but one more
-    copy of the gradients (the flat all-reduce buffer, or AdamW's denominator).
+    The largest of six moments: the first layer's all-gather; the last layer's feed-forward network, in the forward
+    pass or, if it is computed again, in the backward pass; the loss; a trained head's gradient; the backward pass of
+    the final norm; or the optimizer step, which needs no activations but one more copy of the gradients (the flat
+    all-reduce buffer, or AdamW's denominator).
     """
     state = _state(setup)
     gathered, all_gather = _gathered(setup)
     saved = _saved_by_layers(setup, sample, samples)
+    last = (0, _feed_forward_working(setup, sample, samples))
+    if setup.activation_checkpointing != "none":
+        again = saved // setup.shape.layers  # what a layer keeps if all is kept
+        saved = _saved_by_checkpoints(setup, sample, samples)
+        kept = _kept_by_layer(setup, sample, samples)
+        last = (again - kept, _feed_forward_again(setup, sample, samples))
     moments = []
     for kept, working in (
-        (0, _feed_forward_working(setup, sample, samples)),
+        last,
         (_saved_by_norm(setup, sample, samples), _loss_working(setup, sample, samples)),
+        (_saved_by_norm(setup, sample, samples), _head_working(setup, sample, samples)),
         (_saved_by_norm(setup, sample, samples), _norm_working(setup, sample, samples)),
     ):
         moments.append(Memory(**state, gathered=gathered, activations=saved + kept, working=working + all_gather))
@@ -210,8 +236,8 @@ def _gathered(setup: Setup) -> tuple[int, int]:
         return 0, 0
     layer, root = (setup.base_itemsize * count for count in _layer_and_root(setup.shape))
     first = f"{_LAYERS}0."
-    layer += _FP32 * setup.rank * sum(sum(size) for name, size in setup.modules.items() if name.startswith(first))
-    root += _FP32 * setup.rank * sum(sum(size) for name, size in setup.modules.items() if not name.startswith(_LAYERS))
+    layer += _FP32 * sum(count for name, count in setup.trained.items() if name.startswith(first))
+    root += _FP32 * sum(count for name, count in setup.trained.items() if not name.startswith(_LAYERS))
     return root + layer, layer
 
 
@@ -230,7 +256,8 @@ def _saved_by_layers(setup: Setup, sample: Sample, samples: int) -> int:
     `3sf`; query, output, and key and value repeated for every query head, `4sa`; log-sum-exp, 4 bytes a head; four
     masks of one byte. Per row: the block mask as numbers, `s L^2`, made anew by every layer.
 
-    Adapters: `Setup.saved_by_adapters`, and in bf16 autocast's copies of their weights, `2` bytes a parameter.
+    Adapters: `Setup.saved_by_adapters`, and in bf16 autocast's copies of trained weights, `2` bytes a parameter. DoRA
+    with dropout multiplies the base's weight a second time, in bf16 with a copy of it.
 
     Source: the trace of `higgsc/train/trace.py`, and the code that it ran.
     """
@@ -240,9 +267,39 @@ def _saved_by_layers(setup: Setup, sample: Sample, samples: int) -> int:
     per_token += 4 * s * setup.attention_width + _FP32 * shape.attention_heads + 4
     saved = shape.layers * (tokens * per_token + s * tokens**2)
 
-    through: dict[Route, int] = {"all": sample.tokens, "text": sample.text, "audio": sample.audio_rows}
+    through = _through(sample)
     saved += sum(samples * through[route] * count for route, count in setup.saved_by_adapters.items())
-    return saved + (2 * setup.adapter_parameters if setup.precision == "bf16" else 0)
+    saved += 2 * setup.adapter_parameters if setup.precision == "bf16" else 0
+    if setup.lora.dora and setup.lora.dropout > 0 and setup.precision == "bf16":
+        saved += 2 * sum(prod(size) for name, size in setup.modules.items() if name.startswith(_LAYERS))
+    return saved
+
+
+def _saved_by_checkpoints(setup: Setup, sample: Sample, samples: int) -> int:
+    """Bytes that layers keep with activation checkpointing: their input, `sh` a token, `_kept_by_layer`, once the bools
+    of the block mask, and in bf16 autocast's copies of trained weights."""
+    tokens = samples * sample.tokens
+    inputs = setup.base_itemsize * setup.shape.hidden_size * tokens
+    copies = 2 * setup.adapter_parameters if setup.precision == "bf16" else 0
+    return setup.shape.layers * (inputs + _kept_by_layer(setup, sample, samples)) + tokens**2 + copies
+
+
+def _kept_by_layer(setup: Setup, sample: Sample, samples: int) -> int:
+    """Bytes that a layer keeps beside its input if it is checkpointed selectively.
+
+    The products with the base's weights, `s x out` a token (twice with DoRA and dropout, which PEFT multiplies apart),
+    and the attention: its output, and log-sum-exp, 4 bytes a head.
+    """
+    if setup.activation_checkpointing != "selective":
+        return 0
+    s, shape = setup.base_itemsize, setup.shape
+    through = _through(sample)
+    kept = (s * setup.attention_width + _FP32 * shape.attention_heads) * samples * sample.tokens
+    twice = setup.lora.dora and setup.lora.dropout > 0
+    for name, (out, _) in shape.linear_modules().items():
+        if name.startswith(f"{_LAYERS}0."):
+            kept += (2 if twice and name in setup.modules else 1) * s * out * samples * through[_route(name)]
+    return kept
 
 
 def _saved_by_norm(setup: Setup, sample: Sample, samples: int) -> int:
@@ -254,16 +311,49 @@ def _feed_forward_working(setup: Setup, sample: Sample, samples: int) -> int:
     """The last layer's audio network, after its down projection: `sf + 5sh` an audio row (and `4f` for the float32
     copy that PEFT hands to an adapter there), `3sh` a token for the residual stream, and the block mask's bools."""
     s, shape, tokens = setup.base_itemsize, setup.shape, samples * sample.tokens
+    dora = _dora_working(setup, "audio_mlp.down_proj")
     per_row = s * shape.intermediate_size
     if any(name.endswith(".audio_mlp.down_proj") for name in setup.modules):
         per_row += 5 * s * shape.hidden_size
         if setup.precision == "bf16":
             per_row += _FP32 * shape.intermediate_size
-        if setup.dropout > 0:
+        if setup.lora.dropout > 0:
             per_row += _FP32 * shape.intermediate_size
     else:
         per_row += 2 * s * shape.hidden_size
-    return samples * sample.audio_rows * per_row + 3 * s * shape.hidden_size * tokens + tokens**2
+    return samples * sample.audio_rows * per_row + 3 * s * shape.hidden_size * tokens + tokens**2 + dora
+
+
+def _feed_forward_again(setup: Setup, sample: Sample, samples: int) -> int:
+    """The last layer's audio network, computed a second time and then in its backward pass.
+
+    Whichever is more: what it takes in the forward pass, without the block mask's bools; or, after its down projection,
+    the gradients of its product and of both factors, `3sf` an audio row, and of the residual stream, `sh` a token.
+    """
+    s, shape = setup.base_itemsize, setup.shape
+    per_row = 3 * s * shape.intermediate_size
+    backward = samples * (sample.audio_rows * per_row + sample.tokens * s * shape.hidden_size)
+    return max(backward, _feed_forward_working(setup, sample, samples) - (samples * sample.tokens) ** 2)
+
+
+def _dora_working(setup: Setup, end: str) -> int:
+    """DoRA's norm of an adapted module's rows: `BA`, `scale x BA` and the sum in float32, in bf16 a float32 copy of the
+    weight as well, and the identity matrix that PEFT multiplies to get `BA`, `s x in^2`."""
+    s = setup.base_itemsize
+    copies = (4 if setup.precision == "bf16" else 3) * _FP32
+    sizes = (size for name, size in setup.modules.items() if name.endswith(end) and setup.lora.dora)
+    return max((copies * out * inputs + s * inputs**2 for out, inputs in sizes), default=0)
+
+
+def _head_working(setup: Setup, sample: Sample, samples: int) -> int:
+    """The text head, whose gradients are the first: audio log-probabilities in float32 are there as well.
+
+    Trained whole, its weight's gradient, 4 bytes a parameter (in bf16 two numbers more, whose place autocast's copy of
+    the weight has just left); with DoRA, what the norm of its rows takes.
+    """
+    logits = _loss_working(setup, sample, samples) // 3
+    full = prod(setup.shape.linear_modules()["text_lm_head"]) if "text_lm_head" in setup.lora.full else 0
+    return logits + max(_FP32 * full, _dora_working(setup, "_lm_head"))
 
 
 def _loss_working(setup: Setup, sample: Sample, samples: int) -> int:
@@ -273,18 +363,26 @@ def _loss_working(setup: Setup, sample: Sample, samples: int) -> int:
 
 
 def _norm_working(setup: Setup, sample: Sample, samples: int) -> int:
-    """The final norm's backward pass: five float32 tensors of the residual stream's size, `20h` a token."""
-    return 5 * _FP32 * setup.shape.hidden_size * samples * sample.tokens
+    """The final norm's backward pass: five float32 tensors of the residual stream's size, `20h` a token.
+
+    By then the heads have their gradients, which are no others' place if they are the step's first; in bf16, autocast's
+    copies of their weights are gone.
+    """
+    heads = sum(count for name, count in setup.trained.items() if not name.startswith(_LAYERS))
+    new = (_FP32 if setup.accumulation == 1 else 0) - (2 if setup.precision == "bf16" else 0)
+    return 5 * _FP32 * setup.shape.hidden_size * samples * sample.tokens + new * heads
 
 
 def flops_per_token(setup: Setup, *, keys: float, audio_share: float = 1.0) -> float:
     """Floating-point operations of forward and backward pass for one token.
 
-    `4N + 6N_lora + 14 x keys x a x layers`. Frozen weights cost 2 a parameter forward and 2 for the gradient of their
-    input; adapters 2 more for their own gradient. `N` counts the attention and one feed-forward network of every layer
-    and the audio head, which the token passes through; the text head runs at three positions a sample and is left out.
-    Attention multiplies queries with keys and weights with values, 2 x 2 x `a` a key forward and 2.5 times that
-    backward (Dao et al., 2022).
+    `4N + 6N_lora + 14 x keys x a x layers`, and what activation checkpointing computes again: selective the adapters,
+    `2N_lora`; full the layers, `2N + 2N_lora + 4 x keys x a x layers`.
+
+    Frozen weights cost 2 a parameter forward and 2 for the gradient of their input; adapters 2 more for their own
+    gradient. `N` counts the attention and one feed-forward network of every layer and the audio head, which the token
+    passes through; the text head runs at three positions a sample and is left out. Attention multiplies queries with
+    keys and weights with values, 2 x 2 x `a` a key forward and 2.5 times that backward (Dao et al., 2022).
 
     Args:
         keys: Keys that a token's attention multiplies: half the sequence for a causal kernel, the whole row for the
@@ -298,6 +396,11 @@ def flops_per_token(setup: Setup, *, keys: float, audio_share: float = 1.0) -> f
         return next((weight for part, weight in weights.items() if part in name), 1.0)
 
     frozen = sum(active(name) * prod(size) for name, size in shape.linear_modules().items())
-    adapter = sum(active(name) * setup.rank * sum(size) for name, size in setup.modules.items())
+    adapter = sum(active(name) * count for name, count in setup.trained.items())
     attention = 14 * keys * setup.attention_width * shape.layers
-    return 4 * frozen + 6 * adapter + attention
+    again = {
+        "none": 0.0,
+        "selective": 2 * adapter,
+        "full": 2 * (frozen - prod(shape.linear_modules()["audio_lm_head"])) + 2 * adapter + 4 / 14 * attention,
+    }
+    return 4 * frozen + 6 * adapter + attention + again[setup.activation_checkpointing]

@@ -65,7 +65,7 @@ def headline(plan: Plan, ir: Ir) -> str:
     """Three lines that say what a plan is: `arabic  8×H200 · LoRA comprehensive r=64 …`, its steps, its memory."""
     lora = ir.spec.lora
     targets = lora.targets if isinstance(lora.targets, str) else f"{len(lora.targets)} targets"
-    trainable = ir.integer("lora.trainable_parameters")
+    trainable = ir.integer("training.trainable_parameters")
     share = trainable / ir.shape.parameter_count()
     mesh = [f"replicate {ir.integer('parallelism.replicate')}"]
     mesh += [f"shard {ir.spec.parallelism.shard}"] if ir.spec.parallelism.shard > 1 else []

@@ -142,7 +142,7 @@ def _document(made: Compiled, found: Estimate, traced: dict[str, Any] | None) ->
         "hardware": made.plan.hardware,
         "steps": [step.name for step in made.plan.steps],
         "mesh": {"replicate": ir.integer("parallelism.replicate"), "shard": ir.spec.parallelism.shard},
-        "trainable_parameters": ir.integer("lora.trainable_parameters"),
+        "trainable_parameters": ir.integer("training.trainable_parameters"),
         "parameters": ir.shape.parameter_count(),
         "accumulation": ir.integer("training.accumulation"),
         "memory": {

@@ -295,6 +295,17 @@ CODES: dict[str, Code] = {
         "a LoRA target matches a module that is not linear",
         "LoRA adds its low-rank pair to linear layers. Embeddings and norms cannot be targets.",
     ),
+    "HC504": Code(
+        "a head in both lists",
+        "An output head gets an adapter (`lora.heads`) or is trained whole (`lora.full_heads`). PEFT would take both\n"
+        "and train the whole one alone.",
+    ),
+    "HC505": Code(
+        "a pattern that decides nothing",
+        "`lora.rank_pattern` and `lora.alpha_pattern` give some of the adapted modules values of their own. Patterns\n"
+        "are written as in `lora.targets`; of those that match a module the first one counts. One that matches no\n"
+        "adapted module, or only modules that an earlier one decides, would be a wish without effect.",
+    ),
     "HC601": Code(
         "the cluster refuses a job",
         "Before anything is submitted, every job is shown to the scheduler (`sbatch --test-only`). What it says is\n"

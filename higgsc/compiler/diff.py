@@ -41,7 +41,10 @@ _EFFECTS: dict[str, tuple[Effect, str]] = {
     "data": ("changes the data order", "repeats prepare"),
     "lora": ("breaks resume", "adapter shapes change"),
     "lora.alpha": ("breaks resume", "the saved adapter would mean something else"),
+    "lora.alpha_pattern": ("breaks resume", "the saved adapter would mean something else"),
+    "lora.scaling": ("breaks resume", "the saved adapter would mean something else"),
     "lora.dropout": ("resume-safe", ""),
+    "lora.start": ("breaks resume", "the training began somewhere else"),
     "model": ("breaks resume", "the adapter belongs to its base"),
 }
 """By path; the longest prefix counts."""

@@ -67,6 +67,8 @@ def _local_paths(ir: Ir) -> Iterator[tuple[str, str]]:
     """Where the spec names something on disk, and what."""
     for index, source in enumerate(ir.spec.data.train):
         yield f"data.train.{index}.path", source.path
+    if ir.spec.lora.start is not None:
+        yield "lora.start", ir.spec.lora.start
     for at, name in (("model.base", ir.spec.model.base), ("model.audio_tokenizer", ir.spec.model.audio_tokenizer)):
         if name.startswith((".", "/")):
             yield at, name

@@ -64,10 +64,22 @@ class LoraJob(_Frozen):
     dropout: float
     targets: tuple[str, ...]
     """Module paths or dotted suffixes of them, as PEFT's `target_modules`."""
+    full: tuple[str, ...] = ()
+    """Module paths whose weight is trained whole, as PEFT's `modules_to_save`."""
+    rank_pattern: dict[str, int] = {}
+    """PEFT's `rank_pattern`: regular expressions for dotted suffixes of module paths; the first that matches counts."""
+    alpha_pattern: dict[str, float] = {}
+    """PEFT's `alpha_pattern`."""
+    scaling: Literal["standard", "rslora"] = "standard"
+    """alpha / rank, or alpha / sqrt(rank)."""
+    dora: bool = False
+    start: str | None = None
+    """Folder of the adapter to start from, relative to the project root."""
     module_count: int
     """Linear modules that `targets` match, predicted from the catalog."""
     trainable_parameters: int
-    """Sum over those modules of rank x (in_features + out_features)."""
+    """Trained numbers, predicted from the catalog: rank x (in + out) of every adapter, with DoRA `out` more, and the
+    modules in `full`."""
 
 
 class MeshJob(_Frozen):
@@ -207,6 +219,9 @@ class TrainJob(JobBase):
     log_every_steps: int
     tracking: TrackingJob = TrackingJob()
     curriculum: LengthJob | None = None
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    compile: bool = False
+    """Whether the decoder's layers are compiled."""
 
 
 class MergeJob(JobBase):

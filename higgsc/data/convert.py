@@ -8,20 +8,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import msgspec
 
 from higgsc.contract.outcome import ExitCode, StepError
-from higgsc.data.formats.turns import REQUEST
-from higgsc.data.records import Audio, Record, Rejected, Utterance
+from higgsc.data.batches import batches_of
+from higgsc.data.formats.reading import Batch, Read
+from higgsc.data.records import Record, Rejected
 from higgsc.data.samples import SourceFile
+from higgsc.data.writing import UNWRITABLE, Rename, Write, write_canonical, write_chatml
 
 OutputFormat = Literal["canonical", "chatml"]
 
 _ABSOLUTE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]*:")
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,30 +61,20 @@ def convert(source: SourceFile, output: Path, *, to: OutputFormat = "canonical")
     reject_list = output.with_name(f"{output.name}.rejected.jsonl")
     rename = _renamer(source.path.parent, output.parent)
     place = os.path.relpath(source.path, output.parent)
-    tally, causes = Counter[str](), Counter[str]()
-    encoder = _ENCODERS[to](rename)
+    tally, causes, first = Counter[str](), Counter[str](), ""
+    write = _WRITERS[to]
     with _writing(output) as stream, _writing(reject_list) as rejects:
-        piece, first = bytearray(), ""
-        for line, read in source.records(root=source.path.parent):
-            if isinstance(read, Record):
-                try:
-                    piece += encoder(read, read.origin or f"{place}:{line}")
-                except (ValueError, OverflowError, TypeError, RecursionError) as error:
-                    read = Rejected(id=read.id, source=source.path, line=line, reason=f"cannot be written: {error}")
-                else:
-                    piece += b"\n"
-                    tally["written"] += 1
-                    tally["prompts"] += read.target.audio is None
-                    tally["singles"] += not read.references
-                    if len(piece) > _PIECE:
-                        stream.write(piece)
-                        piece.clear()
-                    continue
-            tally["rejected"] += 1
-            causes[cause_of(read.reason)] += 1
-            first = first or f"; the first, {place}:{line}: {read.reason}"
-            rejects.write(_plain({"id": read.id, "place": f"{place}:{line}", "cause": read.reason}) + b"\n")
-        stream.write(piece)
+        for batch in batches_of(source, root=source.path.parent):
+            records, refused = _write(batch, source.path, place, lambda records: stream.write(write(records, rename)))
+            tally["written"] += len(records)
+            tally["prompts"] += sum([record.target.audio is None for record in records])
+            tally["singles"] += sum([not record.references for record in records])
+            tally["rejected"] += len(refused)
+            for one in refused:
+                causes[cause_of(one.reason)] += 1
+                first = first or f"; the first, {place}:{one.line}: {one.reason}"
+                listed = {"id": one.id, "place": f"{place}:{one.line}", "cause": one.reason}
+                rejects.write(msgspec.json.encode(listed) + b"\n")
         if not tally["written"]:
             raise StepError(f"none of {tally['rejected']} samples can be read{first}", path=source.path)
     if not tally["rejected"]:
@@ -97,12 +89,44 @@ def convert(source: SourceFile, output: Path, *, to: OutputFormat = "canonical")
     )
 
 
+def _write(
+    batch: Batch | list[Read], source: Path, place: str, write: Callable[[list[Record]], object]
+) -> tuple[list[Record], list[Rejected]]:
+    """Write what can be written, together if possible; what was, and what was rejected."""
+    if isinstance(batch, Batch):
+        records = batch.rows.records(map(f"{place}:{{}}".format, count(batch.first)))
+        try:
+            write(records)
+        except UNWRITABLE:
+            return _write_each(list(enumerate(records, batch.first)), source, place, write)
+        return records, []
+    return _write_each(batch, source, place, write)
+
+
+def _write_each(
+    reads: list[Read], source: Path, place: str, write: Callable[[list[Record]], object]
+) -> tuple[list[Record], list[Rejected]]:
+    written: list[Record] = []
+    refused: list[Rejected] = []
+    for line, read in reads:
+        if isinstance(read, Rejected):
+            refused.append(read)
+            continue
+        try:
+            write([msgspec.structs.replace(read, origin=read.origin or f"{place}:{line}")])
+        except UNWRITABLE as error:
+            refused.append(Rejected(id=read.id, source=source, line=line, reason=f"cannot be written: {error}"))
+        else:
+            written.append(read)
+    return written, refused
+
+
 def cause_of(reason: str) -> str:
     """A reason without what differs from sample to sample, so that reasons can be counted."""
     return re.sub(r"'[^']*'|\"[^\"]*\"|\{.*|-?\d[\d.]*", "…", reason)
 
 
-def _renamer(before: Path, after: Path) -> Callable[[str], str] | None:
+def _renamer(before: Path, after: Path) -> Rename | None:
     """How a name relative to one folder is named relative to another; None if it is the same folder."""
     way = os.path.relpath(before, after)
     if way == ".":
@@ -116,83 +140,7 @@ def _renamer(before: Path, after: Path) -> Callable[[str], str] | None:
     return rename
 
 
-Encoder = Callable[[Record, str], bytes]
-_plain = msgspec.json.Encoder().encode
-
-
-def _moved(spoken: Utterance, rename: Callable[[str], str]) -> Utterance:
-    audio = spoken.audio
-    if audio is None:
-        return spoken
-    return Utterance(spoken.text, Audio(rename(audio.path), audio.offset, audio.duration))
-
-
-def _canonical(rename: Callable[[str], str] | None) -> Encoder:
-    def named(record: Record, origin: str) -> bytes:
-        # The record was made for this file alone, and copying it would take as long as reading it.
-        msgspec.structs.force_setattr(record, "origin", origin)
-        return _plain(record)
-
-    if rename is None:
-        return named
-
-    def encode(record: Record, origin: str) -> bytes:
-        return _plain(
-            Record(
-                id=record.id,
-                speaker=record.speaker,
-                system=record.system,
-                scene=record.scene,
-                references=tuple([_moved(spoken, rename) for spoken in record.references]),
-                target=_moved(record.target, rename),
-                extra=record.extra,
-                origin=origin,
-            )
-        )
-
-    return encode
-
-
-def _chatml(rename: Callable[[str], str] | None) -> Encoder:
-    """The layout that the model was trained on; `start_index` is that of the target's turn."""
-
-    def part(audio: Audio) -> dict[str, Any]:
-        made: dict[str, Any] = {"type": "audio", "audio_url": rename(audio.path) if rename else audio.path}
-        if audio.offset is not None:
-            made["offset"] = audio.offset
-        if audio.duration is not None:
-            made["duration"] = audio.duration
-        return made
-
-    def encode(record: Record, origin: str) -> bytes:
-        messages: list[dict[str, Any]] = []
-        if record.system is not None:
-            messages.append({"role": "system", "content": record.system})
-        if record.scene is not None:
-            messages.append({"role": "scene", "content": record.scene})
-        for spoken in record.references:
-            assert spoken.audio is not None, "readers refuse a reference without audio"
-            messages.append({"role": "user", "content": spoken.text})
-            messages.append({"role": "assistant", "content": [part(spoken.audio)]})
-        # What follows the first words of a request is the text, even if it has such words in it itself.
-        text = record.target.text
-        messages.append({"role": "user", "content": f"{REQUEST}{text}" if REQUEST in text else text})
-        if record.target.audio is not None:
-            said = {"type": "text", "text": record.target.text}
-            messages.append({"role": "assistant", "content": [said, part(record.target.audio)]})
-        sample: dict[str, Any] = {"id": record.id, "messages": messages, "start_index": len(messages) - 1}
-        if record.speaker:
-            sample["speaker"] = record.speaker
-        sample["origin"] = origin
-        extra = record.extra or {}
-        if clash := sorted(set(extra) & {*sample, "speaker", "audios"}):
-            raise ValueError(f"`extra` has the fields {', '.join(clash)}, which ChatML uses itself")
-        return _plain(sample | extra)
-
-    return encode
-
-
-_ENCODERS: dict[str, Callable[[Callable[[str], str] | None], Encoder]] = {"canonical": _canonical, "chatml": _chatml}
+_WRITERS: dict[OutputFormat, Write] = {"canonical": write_canonical, "chatml": write_chatml}
 
 
 @contextmanager

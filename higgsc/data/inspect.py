@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyloudnorm
 import soundfile
 
 from higgsc.contract.jobs import DataLimits
@@ -29,6 +31,10 @@ _FRAMES_PER_SECOND = 50
 _FULL_SCALE = 0.999
 _SILENT = 1e-3
 """-60 dB of full scale, as the root mean square of a frame of 20 ms."""
+_GATE_SECONDS = 0.4
+"""Length of the blocks that loudness is measured in."""
+_QUIET_LUFS, _LOUD_LUFS = -42.0, -8.0
+"""Speech is published at -16 to -27; what is outside of these two was hardly meant."""
 _EXTENSIONS = {".wav": "WAV", ".flac": "FLAC", ".mp3": "MP3", ".ogg": "OGG", ".opus": "OGG"}
 
 
@@ -43,8 +49,8 @@ class Finding:
     seconds: float | None = None
     rate: int | None = None
     channels: int | None = None
-    level: float | None = None
-    """Root mean square of the frames that are not silent, in dB of full scale."""
+    loudness: float | None = None
+    """As ITU-R BS.1770 measures it, in LUFS: weighted as ears do, pauses left out. None below 0.4 s and in silence."""
     peak: float | None = None
     silence: float | None = None
     """Share of frames of 20 ms below -60 dB."""
@@ -167,12 +173,17 @@ def _decoded(span: AudioSpan, path: Path, header: Header, limits: DataLimits, od
         seconds=seconds,
         rate=header.rate,
         channels=header.channels,
-        level=meter.level,
+        loudness=meter.loudness,
         peak=meter.peak,
         silence=meter.silence,
         clipped=meter.clipped,
         content=meter.content,
     )
+
+
+@lru_cache(maxsize=16)
+def _loudness_meter(rate: int) -> Any:
+    return pyloudnorm.Meter(rate, block_size=_GATE_SECONDS)
 
 
 class _Meter:
@@ -182,6 +193,7 @@ class _Meter:
         self.count, self.peak, self.finite = 0, 0.0, True
         self._rate, self._sum, self._at_full_scale = rate, 0.0, 0
         self._hash = hashlib.blake2b(digest_size=16)
+        self._mono: list[npt.NDArray[np.float32]] = []
         self._squares: list[npt.NDArray[np.float32]] = []
         self._left = np.zeros(0, dtype=np.float32)
 
@@ -189,6 +201,7 @@ class _Meter:
         self._hash.update(block.tobytes())
         self.count += len(block)
         mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+        self._mono.append(mono)
         peak = float(np.abs(block).max())
         if not math.isfinite(peak):
             self.finite = False
@@ -210,9 +223,9 @@ class _Meter:
             odd.append("clipping")
         if self.silence > 0.6:
             odd.append("mostly silent")
-        if self.level is not None and self.level < -45:
+        if self.loudness is not None and self.loudness < _QUIET_LUFS:
             odd.append("very quiet")
-        if self.level is not None and self.level > -6:
+        if self.loudness is not None and self.loudness > _LOUD_LUFS:
             odd.append("very loud")
         if abs(self._sum / max(self.count, 1)) > 0.02:
             odd.append("offset from zero")
@@ -227,11 +240,12 @@ class _Meter:
         frames = self._frames()
         return float((frames < _SILENT**2).mean()) if len(frames) else 0.0
 
-    @property
-    def level(self) -> float | None:
-        frames = self._frames()
-        loud = frames[frames >= _SILENT**2]
-        return float(10 * np.log10(loud.mean(dtype=np.float64))) if len(loud) else None
+    @cached_property
+    def loudness(self) -> float | None:
+        if self.count < _GATE_SECONDS * self._rate:
+            return None
+        measured = float(_loudness_meter(self._rate).integrated_loudness(np.concatenate(self._mono)))
+        return measured if math.isfinite(measured) else None
 
     @property
     def content(self) -> str:

@@ -13,15 +13,27 @@ _BARS = " ▁▂▃▄▅▆▇█"
 _BINS = 24
 
 
+UNITS: Mapping[str, str] = {
+    "length": "seconds",
+    "text": "characters",
+    "speed": "characters/s",
+    "loudness": "LUFS",
+    "peak": "of full scale",
+    "silence": "% of 20 ms frames",
+}
+"""Of what there is a distribution of."""
+
+
 def figures(report: Report) -> dict[str, list[float]]:
-    """What there is a distribution of, by name and unit."""
+    """What there is a distribution of, by the names of `UNITS`."""
     found = [recording.finding for recording in report.recordings]
     named: dict[str, list[float]] = {
-        "seconds": [finding.seconds for finding in found if finding.seconds is not None],
-        "characters": [float(count) for count in report.structure.characters],
-        "characters/s": [characters_per_second(recording) for recording in report.recordings],
-        "level dB": [finding.level for finding in found if finding.level is not None],
-        "silence %": [100 * finding.silence for finding in found if finding.silence is not None],
+        "length": [finding.seconds for finding in found if finding.seconds is not None],
+        "text": [float(count) for count in report.structure.characters],
+        "speed": [characters_per_second(recording) for recording in report.recordings],
+        "loudness": [finding.loudness for finding in found if finding.loudness is not None],
+        "peak": [finding.peak for finding in found if finding.peak is not None],
+        "silence": [100 * finding.silence for finding in found if finding.silence is not None],
     }
     return {name: values for name, values in named.items() if values}
 
@@ -53,12 +65,13 @@ def render_text(report: Report) -> str:
         lines += ["the text clean-up changes", f"  {changes}"]
     if shown := figures(report):
         lines.append("distributions of the good samples")
-        width = max(map(len, shown))
+        labels = {name: f"{name} ({UNITS[name]})" for name in shown}
+        width = max(map(len, labels.values()))
         for name, values in shown.items():
             counts, low, high = histogram(values)
-            top = max(counts)
+            top, middle = max(counts), statistics.median(values)
             bars = "".join(_BARS[-(-count * (len(_BARS) - 1) // top)] for count in counts)
-            lines.append(f"  {name:{width}}  {low:8.1f} {bars} {high:<8.1f} median {statistics.median(values):.1f}")
+            lines.append(f"  {labels[name]:{width}}  {low:8.1f} {bars} {high:<8.1f} median {middle:.1f}")
     limit = f"{report.max_bad_fraction:.2%} may be bad"
     lines.append(f"passed: {limit}" if report.passed else f"failed: {limit}")
     return "\n".join(lines)
@@ -78,14 +91,14 @@ def as_json(report: Report) -> dict[str, Any]:
         "errors": _plain(report.errors),
         "warnings": _plain(report.warnings),
         "text_changes": dict(report.changes),
-        "figures": {name: _summary(values) for name, values in figures(report).items()},
+        "figures": {name: _summary(UNITS[name], values) for name, values in figures(report).items()},
     }
 
 
 def worst(report: Report, count: int = 24) -> list[tuple[Recording, tuple[str, ...]]]:
-    """The usable samples with the most that is odd about them, and what that is."""
+    """The usable samples with the most that is odd about them, and what that is; in the order of the data."""
     odd = [(one, tuple(report.odd[one.place])) for one in report.recordings if one.place in report.odd]
-    return sorted(odd, key=lambda pair: (-len(pair[1]), pair[0].place))[:count]
+    return sorted(odd, key=lambda pair: -len(pair[1]))[:count]
 
 
 def _share(report: Report) -> str:
@@ -106,6 +119,6 @@ def _plain(problems: Mapping[str, Problem]) -> dict[str, Any]:
     return {cause: {"count": problem.count, "examples": problem.examples} for cause, problem in ordered}
 
 
-def _summary(values: list[float]) -> dict[str, Any]:
+def _summary(unit: str, values: list[float]) -> dict[str, Any]:
     counts, low, high = histogram(values)
-    return {"min": low, "max": high, "median": statistics.median(values), "histogram": counts}
+    return {"unit": unit, "min": low, "max": high, "median": statistics.median(values), "histogram": counts}

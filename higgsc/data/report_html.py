@@ -5,32 +5,26 @@ from __future__ import annotations
 import base64
 import html
 import io
-import statistics
+import re
+from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import soundfile
 
-from higgsc.data.report import figures, histogram, worst
+from higgsc.data.report import UNITS, figures, worst
+from higgsc.data.report_svg import chart, waveform
 from higgsc.data.structure import Problem
-from higgsc.data.validate import Recording, Report
+from higgsc.data.validate import Recording, Report, characters_per_second
 
 _PLAYED_SECONDS = 12
 """Of each of the worst samples: the page holds the sound itself."""
-_WIDTH, _HEIGHT = 320, 90
-_STYLE = """
-:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif }
-body { max-width: 1080px; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-.verdict { padding: .2rem .6rem; border-radius: .4rem; color: #fff; background: #1a7f37 }
-.verdict.failed { background: #b3261e }
-.charts { display: flex; flex-wrap: wrap; gap: 1.5rem } figure { margin: 0 }
-figcaption, .axis { font-size: .85rem; color: GrayText } rect { fill: #3b6fb6 }
-table { border-collapse: collapse; width: 100% } td, th { text-align: start; padding: .3rem .6rem; vertical-align: top;
-border-bottom: 1px solid color-mix(in srgb, currentColor 20%, transparent) }
-td.count { text-align: end; font-variant-numeric: tabular-nums } code { font-size: .85rem; overflow-wrap: anywhere }
-audio { width: 230px; height: 34px } .text { font-size: 1.05rem }
-"""
+_SPEAKERS = 12
+_DEPTHS = {"rows": "rows alone, no audio", "headers": "rows and the headers of recordings", "full": "all of it decoded"}
+_UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_NOTHING_ELSE = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
 
 
 def write_page(report: Report, path: Path, *, title: str) -> None:
@@ -46,76 +40,132 @@ def write_page(report: Report, path: Path, *, title: str) -> None:
 
 
 def page(report: Report, *, title: str) -> str:
-    """The page as text."""
+    """The page as text: well-formed XML as well as HTML, without scripts and without anything to load."""
     verdict = "passed" if report.passed else "failed"
-    hours = f"{report.seconds / 3600:.2f} h of target audio, " if report.seconds else ""
-    speakers = sum(bool(name) for name in report.structure.speakers)
-    charts = "".join(_chart(name, values) for name, values in figures(report).items())
-    changes = ", ".join(f"{html.escape(kind)} {count:,}" for kind, count in report.changes.most_common())
-    players = "".join(_player(recording, kinds) for recording, kinds in worst(report))
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; media-src data:">
-<title>{html.escape(title)}: validation</title><style>{_STYLE}</style></head><body>
-<h1>{html.escape(title)} <span class="verdict {verdict}">{verdict}</span></h1>
-<p>{report.samples:,} samples, {report.bad:,} bad ({report.max_bad_fraction:.2%} may be); {hours}{speakers:,} speakers;
-{report.files:,} recordings looked at ({html.escape(report.depth)}).</p>
-<div class="charts">{charts}</div>
-{_table("Errors: preparation would leave these out", report.errors)}
-{_table("Warnings: usable, and odd", report.warnings)}
-{f"<h2>The text clean-up changes</h2><p>{changes}</p>" if changes else ""}
-{f"<h2>The oddest samples</h2><table>{players}</table>" if players else ""}
+    style = resources.files("higgsc.data").joinpath("report.css").read_text("utf-8")
+    charts = "".join(chart(name, UNITS[name], values) for name, values in figures(report).items())
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>
+<meta http-equiv="Content-Security-Policy" content="{_NOTHING_ELSE}"/>
+<title>{_text(title)}: {verdict}</title><style>{style}</style></head><body>
+<header><h1 dir="auto">{_text(title)}</h1><span class="verdict {verdict}">{verdict}</span>
+<span class="soft">Speech data, {_DEPTHS[report.depth]}. {report.max_bad_fraction:.2%} of the samples may be bad.</span>
+</header>
+<section class="tiles">{_tiles(report)}</section>
+{_problems("Errors", "preparation leaves these samples out", "error", report.errors)}
+{_problems("Warnings", "usable, and odd", "warning", report.warnings)}
+{
+        _section(
+            "Distributions",
+            "of the good samples; the line is the median, bars in its colour hold what lies far out",
+            f'<div class="charts">{charts}</div>',
+        )
+        if charts
+        else ""
+    }
+{_samples(report)}
+{_counts("Speakers", "those with the most samples", dict(report.structure.speakers.most_common(_SPEAKERS)))}
+{_counts("Text clean-up", "what it changes, and how often", dict(report.changes.most_common()))}
 </body></html>
 """
 
 
-def _chart(name: str, values: list[float]) -> str:
-    counts, low, high = histogram(values, bins=40)
-    top, step = max(counts), _WIDTH / len(counts)
-    bars = "".join(
-        f'<rect x="{number * step:.1f}" y="{_HEIGHT * (1 - count / top):.1f}" width="{step - 1:.1f}" '
-        f'height="{_HEIGHT * count / top:.1f}"><title>{count:,}</title></rect>'
-        for number, count in enumerate(counts)
-        if count
-    )
-    return (
-        f'<figure><svg width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-label="histogram of {html.escape(name)}">'
-        f'{bars}</svg><div class="axis">{low:.1f} to {high:.1f}</div>'
-        f"<figcaption>{html.escape(name)}, median {statistics.median(values):.1f}</figcaption></figure>"
+def _text(value: str) -> str:
+    """Escaped, and without the characters that XML has no way to write."""
+    return html.escape(_UNWRITABLE.sub("\ufffd", value))
+
+
+def _section(title: str, note: str, content: str) -> str:
+    return f"<section><h2>{_text(title)} <small>{_text(note)}</small></h2>{content}</section>"
+
+
+def _tiles(report: Report) -> str:
+    good = report.samples - report.bad
+    tiles = [("samples", f"{report.samples:,}", ""), ("usable", f"{good:,}", "")]
+    share = f"{report.bad / report.samples:.2%}" if report.samples else "all"
+    tiles.append((f"bad, {share}", f"{report.bad:,}", "" if report.passed else "failed"))
+    if report.seconds:
+        hours = report.seconds >= 3600
+        tiles.append(
+            ("of speech", f"{report.seconds / 3600:,.1f} h" if hours else f"{report.seconds / 60:.1f} min", "")
+        )
+    tiles.append(("speakers", f"{sum(bool(name) for name in report.structure.speakers):,}", ""))
+    if report.files:
+        tiles.append(("recordings", f"{report.files:,}", ""))
+    return "".join(
+        f'<div class="tile {kind}"><b>{value}</b><span class="soft">{_text(label)}</span></div>'
+        for label, value, kind in tiles
     )
 
 
-def _table(title: str, problems: dict[str, Problem]) -> str:
+def _problems(title: str, note: str, kind: str, problems: Mapping[str, Problem]) -> str:
     if not problems:
         return ""
+    boxes = "".join(
+        f'<details class="problem {kind}"{_opened(number)}><summary><b>{problem.count:,}</b>'
+        f'<span dir="auto">{_text(cause)}</span></summary><ul>'
+        + "".join(f'<li><code dir="auto">{_text(example)}</code></li>' for example in problem.examples)
+        + (f'<li class="soft">and {more:,} more</li>' if (more := problem.count - len(problem.examples)) else "")
+        + "</ul></details>"
+        for number, (cause, problem) in enumerate(sorted(problems.items(), key=lambda item: -item[1].count))
+    )
+    return _section(title, note, f'<div class="problems">{boxes}</div>')
+
+
+def _opened(number: int) -> str:
+    return ' open="open"' if number == 0 else ""
+
+
+def _counts(title: str, note: str, counts: Mapping[str, int]) -> str:
+    if not any(counts):
+        return ""
     rows = "".join(
-        f'<tr><td class="count">{problem.count:,}</td><td dir="auto">{html.escape(cause)}</td><td>'
-        + "<br>".join(f'<code dir="auto">{html.escape(example)}</code>' for example in problem.examples)
-        + "</td></tr>"
-        for cause, problem in sorted(problems.items(), key=lambda item: -item[1].count)
+        f'<tr><td class="count">{count:,}</td><td dir="auto">{_text(name or "no name")}</td></tr>'
+        for name, count in counts.items()
     )
-    return f"<h2>{html.escape(title)}</h2><table>{rows}</table>"
+    return _section(title, note, f"<table>{rows}</table>")
 
 
-def _player(recording: Recording, kinds: tuple[str, ...]) -> str:
-    sound = _wav(recording)
-    player = f'<audio controls preload="none" src="data:audio/wav;base64,{sound}"></audio>' if sound else ""
+def _samples(report: Report) -> str:
+    cards = "".join(_card(recording, kinds) for recording, kinds in worst(report))
+    note = f"usable, with the most that is odd about them; the first {_PLAYED_SECONDS} seconds"
+    return _section("The oddest samples", note, f'<div class="samples">{cards}</div>') if cards else ""
+
+
+def _card(recording: Recording, kinds: tuple[str, ...]) -> str:
+    finding = recording.finding
+    marks = "".join(f'<span class="kind">{_text(kind)}</span>' for kind in kinds)
+    facts = [f"{finding.seconds or 0:.1f} s", f"{characters_per_second(recording):.1f} characters/s"]
+    facts += [f"{finding.loudness:.0f} LUFS"] if finding.loudness is not None else []
+    facts += [f"{finding.rate / 1000:g} kHz"] if finding.rate else []
     return (
-        f'<tr><td>{player}</td><td class="text" dir="auto">{html.escape(recording.text)}</td>'
-        f"<td>{html.escape(', '.join(kinds))}</td><td><code>{html.escape(recording.id)}</code></td></tr>"
+        '<article class="sample">'
+        + f'<div class="kinds">{marks}</div>'
+        + f'<p class="text" dir="auto">{_text(recording.text)}</p>{_player(recording)}'
+        + f'<div class="facts soft">{"".join(f"<span>{fact}</span>" for fact in facts)}'
+        + f'<bdi>{_text(recording.speaker)}</bdi></div><code dir="auto">{_text(recording.id)}</code>'
+        + f'<code class="soft">{_text(recording.place)}</code></article>'
     )
 
 
-def _wav(recording: Recording) -> str:
-    """The start of a recording as 16-bit mono, in base 64; empty where it was not decoded and so may not be sound."""
+def _player(recording: Recording) -> str:
+    """Shape and sound; nothing where the recording was not decoded and so may not be sound."""
     if recording.finding.content is None:
         return ""
+    samples, rate = _start_of(recording)
+    target = io.BytesIO()
+    soundfile.write(target, samples, rate, format="FLAC", subtype="PCM_16")
+    sound = base64.b64encode(target.getvalue()).decode()
+    player = f'<audio controls="controls" preload="metadata" src="data:audio/flac;base64,{sound}"></audio>'
+    return waveform(samples) + player
+
+
+def _start_of(recording: Recording) -> tuple[npt.NDArray[np.float32], int]:
+    """The start of a recording, mono, `[N]`, and its rate."""
     span = recording.audio
     with soundfile.SoundFile(span.path) as stream:
-        stream.seek(round((span.offset or 0.0) * stream.samplerate))
+        rate = int(stream.samplerate)
+        stream.seek(round((span.offset or 0.0) * rate))
         seconds = min(span.duration or _PLAYED_SECONDS, _PLAYED_SECONDS)
-        block = stream.read(round(seconds * stream.samplerate), dtype="float32", always_2d=True)
-        rate = stream.samplerate
-    target = io.BytesIO()
-    soundfile.write(target, np.clip(block.mean(axis=1), -1, 1), rate, format="WAV", subtype="PCM_16")
-    return base64.b64encode(target.getvalue()).decode()
+        block = stream.read(round(seconds * rate), dtype="float32", always_2d=True)
+    return np.clip(block.mean(axis=1), -1, 1), rate

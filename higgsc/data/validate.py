@@ -195,6 +195,9 @@ def _judge(rows: list[_Row], findings: dict[AudioSpan, Finding], request: Reques
             report.errors.setdefault(cause, Problem()).add(f"{row.place}: {row.record.id}: {unusable}")
             continue
         finding = findings[row.target]
+        asked = (row.record.extra or {}).get("request")
+        if isinstance(asked, str) and row.record.target.text not in asked:
+            _warn(report, "request unlike the transcript", row.place, row.record.id, f"asks for {asked!r:.80}")
         for kind in finding.warnings:
             _warn(report, kind, row.place, row.record.id, row.target.path.name)
         report.recordings.append(

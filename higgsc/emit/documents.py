@@ -57,7 +57,7 @@ def report(build: Build) -> dict[str, str]:
     """`report.md`: what will happen, in words and numbers."""
     plan, ir = build.plan, build.ir
     spec = ir.spec
-    trainable, total = ir.integer("lora.trainable_parameters"), ir.shape.parameter_count()
+    trainable, total = ir.integer("training.trainable_parameters"), ir.shape.parameter_count()
     length = f"{spec.training.epochs:g} epochs" if spec.training.epochs is not None else f"{spec.training.steps} steps"
     lines = [
         f"# {plan.name}",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from higgsc.spec.base import SpecModel
+from higgsc.spec.base import FilePath, SpecModel
 
 Preset = Literal["comprehensive", "audio_focused", "attention_only"]
+Head = Literal["audio", "text"]
+Rank = Annotated[int, Field(ge=1, le=1024)]
+Alpha = Annotated[float, Field(gt=0)]
 
 
 class Lora(SpecModel):
@@ -19,14 +22,33 @@ class Lora(SpecModel):
 
     `comprehensive`: attention and both FFN paths. `audio_focused`: the audio FFN, q and v.
     `attention_only`: q, k, v, o."""
-    heads: tuple[Literal["audio", "text"], ...] = ()
+    heads: tuple[Head, ...] = ()
     """Output heads that get an adapter as well."""
-    rank: int = Field(default=64, ge=1, le=1024)
+    full_heads: tuple[Head, ...] = ()
+    """Output heads that are trained whole, in fp32, instead of by an adapter (PEFT's `modules_to_save`).
+
+    Of the released model, the audio head has 25 million parameters, the text head 394 million."""
+    rank: Rank = 64
     """Inner dimension of the pair A, B that is added to a linear layer."""
-    alpha: float = Field(default=128, gt=0)
-    """The update is scaled by alpha / rank."""
+    alpha: Alpha = 128
+    """The update is scaled by alpha / rank; see `scaling`."""
+    rank_pattern: dict[str, Rank] = Field(default_factory=dict)
+    """Ranks of their own for some modules, which are written as in `targets`; the first pattern that matches counts."""
+    alpha_pattern: dict[str, Alpha] = Field(default_factory=dict)
+    """Alphas of their own for some modules, likewise."""
+    scaling: Literal["standard", "rslora"] = "standard"
+    """`standard` scales the update by alpha / rank, `rslora` by alpha / √rank (Kalajdzievski, 2023).
+
+    With `rslora` large ranks learn as fast as small ones; alpha is then chosen smaller, some 8 to 32."""
+    dora: bool = False
+    """Also train the length of every row of the adapted weights (DoRA; Liu et al., 2024).
+
+    Often a little better at small ranks; costs memory and speed."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapters' input; above 0 it costs memory and speed."""
+    start: FilePath | None = None
+    """A folder in PEFT's format, such as `runs/arabic/checkpoints/step-500/adapter`, whose weights the adapter starts
+    from; it has to have the same modules, ranks and scaling as this one. Fresh if not given."""
 
 
 class GlobalBatch(SpecModel):
@@ -76,6 +98,14 @@ class Training(SpecModel):
     """Gradients are scaled down to this L2 norm."""
     curriculum: Curriculum | None = None
     """Short samples first; all lengths from the start if not given."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What a layer keeps for the backward pass: everything, what is dear to compute, or its input alone.
+
+    What is not kept is computed again. `selective` costs little time; `full` costs a second forward pass, and leaves
+    the memory of one layer. The gradients are the same to the bit."""
+    compile: bool = False
+    """Compile the decoder's layers (`torch.compile`): the first step takes minutes, every other one less. Needs a C++
+    compiler, and Triton on GPUs. Results differ by rounding."""
     log_every_steps: int = Field(default=10, ge=1)
     """Optimizer steps between two lines of metrics."""
 

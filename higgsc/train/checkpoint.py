@@ -224,7 +224,8 @@ def _write_adapter_config(adapter: Path, model: PeftModel, ref: ModelRef) -> Non
         # PEFT holds the targets as a set; sorted, the file is the same in every run.
         target_modules=sorted(config["target_modules"]),
     )
-    text = json.dumps(config, indent=2, sort_keys=True, default=sorted)
+    # Keys in order, but not those within: of patterns, the first that matches counts.
+    text = json.dumps(dict(sorted(config.items())), indent=2, default=sorted)
     (adapter / "adapter_config.json").write_text(text + "\n", "utf-8")
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from torch import nn
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
+from higgsc.catalog.adapter import AdapterShape
 from higgsc.contract.jobs import LoraJob, ModelRef
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.loading import first_line
@@ -84,15 +87,24 @@ def _check_model_type(ref: ModelRef, found: object) -> None:
 def add_lora(model: nn.Module, job: LoraJob, seed: int) -> PeftModel:
     """Put fresh adapters on the linear modules that the job names, and freeze everything else.
 
-    Adapters are float32 whatever the base is. They start as a no-op (B is zero), the same for the same seed on
-    every process.
+    What is trained is float32 whatever the base is. Adapters start as a no-op (B is zero; DoRA's magnitudes are the
+    lengths of the rows), the same for the same seed on every process.
 
     Raises:
         StepError: If the targets match no module, or another number of modules or parameters than the job
             predicts: then the base is not the one that the spec was compiled for.
     """
     config = LoraConfig(
-        r=job.rank, lora_alpha=job.alpha, lora_dropout=job.dropout, target_modules=list(job.targets), bias="none"
+        r=job.rank,
+        lora_alpha=job.alpha,
+        lora_dropout=job.dropout,
+        target_modules=list(job.targets),
+        modules_to_save=list(job.full) or None,
+        rank_pattern=dict(job.rank_pattern),
+        alpha_pattern=dict(job.alpha_pattern),
+        use_rslora=job.scaling == "rslora",
+        use_dora=job.dora,
+        bias="none",
     )
     device = next(model.parameters()).device
     try:
@@ -105,6 +117,7 @@ def add_lora(model: nn.Module, job: LoraJob, seed: int) -> PeftModel:
             help="targets are module paths or suffixes of them, such as self_attn.q_proj or audio_mlp.up_proj",
         ) from error
 
+    _in_float32(adapted)
     modules = sum(isinstance(module, LoraLayer) for module in adapted.modules())
     parameters = sum(math.prod(parameter.shape) for parameter in adapter_parameters(adapted).values())
     if (modules, parameters) != (job.module_count, job.trainable_parameters):
@@ -114,6 +127,42 @@ def add_lora(model: nn.Module, job: LoraJob, seed: int) -> PeftModel:
             help="the base differs from the one that the spec was compiled for; check `model.base` and build again",
         )
     return adapted
+
+
+@torch.no_grad()
+def _in_float32(model: PeftModel) -> None:
+    """Where PEFT stays at the base's number format: modules that are trained whole, and the start of DoRA.
+
+    Row lengths of a bfloat16 base that are rounded to bfloat16 themselves would change its outputs before the first
+    step, by up to 0.4 %.
+    """
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.modules_to_save.float()
+        elif isinstance(module, LoraLayer):
+            for magnitude in module.lora_magnitude_vector.values():
+                lengths = torch.linalg.norm(module.get_base_layer().weight.float(), dim=1)
+                magnitude.weight = nn.Parameter(lengths)
+
+
+def adapter_shape(job: LoraJob) -> AdapterShape:
+    """Where a job's adapters are and how large, as the catalog counts them."""
+    return AdapterShape(
+        targets=job.targets,
+        rank=job.rank,
+        rank_pattern=tuple(job.rank_pattern.items()),
+        dropout=job.dropout,
+        dora=job.dora,
+        full=job.full,
+    )
+
+
+def names_in_file(model: PeftModel, names: Iterable[str]) -> dict[str, str]:
+    """What PEFT calls trained parameters in its file, by their names in the model."""
+    numbered = {name: torch.tensor(number) for number, name in enumerate(names)}
+    renamed = get_peft_model_state_dict(model, state_dict=numbered, save_embedding_layers=False)
+    in_file = {int(number): name for name, number in renamed.items()}
+    return {name: in_file[number] for number, name in enumerate(numbered)}
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from higgsc.contract.outcome import StepError
 from higgsc.train.checkpoint import damaged, write_tensors
 from higgsc.train.mesh import Mesh
 from higgsc.train.metrics import SavedMeter
+from higgsc.train.model import names_in_file
 from higgsc.train.seeds import Purpose, torch_seed
 from higgsc.train.speed import Window
 
@@ -138,13 +139,11 @@ def restore(
     Raises:
         StepError: If the files hold other tensors than the model has.
     """
-    numbered = {name: torch.tensor(number) for number, name in enumerate(parameters)}
-    renamed = get_peft_model_state_dict(model, state_dict=numbered, save_embedding_layers=False)
-    in_file = {int(number): name for name, number in renamed.items()}
+    in_file = names_in_file(model, parameters)
     weights = _Tensors(checkpoint / "adapter" / "adapter_model.safetensors", mesh)
     saved = _Tensors(checkpoint / "optimizer.safetensors", mesh)
-    for number, (name, parameter) in enumerate(parameters.items()):
-        parameter.copy_(weights.part(in_file[number], parameter))
+    for name, parameter in parameters.items():
+        parameter.copy_(weights.part(in_file[name], parameter))
         if step > 0:
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(step)),

@@ -17,6 +17,7 @@ from higgsc.catalog.higgs_audio_v2 import shape_of
 from higgsc.contract.jobs import TrainJob
 from higgsc.data.store import Store
 from higgsc.train.mesh import Mesh
+from higgsc.train.model import adapter_shape
 
 INTERVALS_OF_THE_PACE = 20
 """Sets of figures over which the pace is averaged that the time to the end is guessed from."""
@@ -124,12 +125,11 @@ def utilisation(job: TrainJob, window: Window, *, peak: float) -> float:
     setup = Setup(
         shape=shape_of(job.model.base),
         precision=job.precision,
-        targets=job.lora.targets,
-        rank=job.lora.rank,
-        dropout=job.lora.dropout,
+        lora=adapter_shape(job.lora),
         replicate=job.mesh.replicate,
         shard=job.mesh.shard,
         accumulation=job.batch.accumulation,
+        activation_checkpointing=job.activation_checkpointing,
     )
     keys = window.squares / window.tokens / 2
     needed = flops_per_token(setup, keys=keys, audio_share=window.audio_rows / window.tokens)

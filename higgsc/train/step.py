@@ -12,6 +12,7 @@ from higgsc.contract.receipts import sha256_file
 from higgsc.contract.state import write_state
 from higgsc.data.loading import first_line
 from higgsc.data.store import STORE_FILE, Store
+from higgsc.train.adapter import WEIGHTS_FILE
 from higgsc.train.batches import total_steps
 from higgsc.train.checkpoint import (
     TRAINING_METRIC,
@@ -85,9 +86,7 @@ def _train(job: TrainJob, context: StepContext, mesh: Mesh, store: Store, total:
             logger.info("finished before: %s is there", checkpoint.name)
             return None
         logger.info("going on from %s", checkpoint.name)
-    training = Training(job, context, mesh, store, total=total, store_sha256=store_sha256)
-    if checkpoint is not None:
-        training.restore(checkpoint)
+    training = Training(job, context, mesh, store, total=total, store_sha256=store_sha256, checkpoint=checkpoint)
     return training.run()
 
 
@@ -103,20 +102,28 @@ def _result(job: TrainJob, context: StepContext, total: int) -> StepResult:
         best = best_checkpoint(list_checkpoints(folder))
         summary += f", best checkpoint {best.path.name}"
         figures["best_step"] = best.step
+    # A training that has begun no longer needs what it started from.
+    start = [] if job.lora.start is None else [context.path(job.lora.start) / WEIGHTS_FILE]
     seconds = round(read_progress(last).seconds, 1)
     return StepResult(
         summary=summary,
-        inputs=(context.path(job.store) / STORE_FILE,),
+        inputs=(context.path(job.store) / STORE_FILE, *(path for path in start if path.is_file())),
         outputs=(folder, context.path(job.run) / "metrics.jsonl"),
         figures=figures | {"steps": total, "seconds": seconds},
     )
 
 
 def _out_of_memory(job: TrainJob, error: torch.OutOfMemoryError) -> StepError:
-    samples, shard = job.batch.micro_samples, job.mesh.shard
-    fewer = f"lower `training.micro_batch.samples` (now {samples}); the global batch stays the same"
-    more = f"raise `parallelism.shard` (now {shard}) so that more GPUs share one copy of the base"
+    samples, shard, keeps = job.batch.micro_samples, job.mesh.shard, job.activation_checkpointing
+    ways = (
+        [f"lower `training.micro_batch.samples` (now {samples}); the global batch stays the same"]
+        if samples > 1
+        else []
+    )
+    if keeps != "full":
+        ways.append(f"write `training.activation_checkpointing: {'full' if keeps == 'selective' else 'selective'}`")
+    ways.append(f"raise `parallelism.shard` (now {shard}) so that more GPUs share one copy of the base")
     return StepError(
         f"out of GPU memory: {first_line(error)}",
-        help=f"{fewer}, or {more}; training goes on from the newest checkpoint" if samples > 1 else more,
+        help=f"{', or '.join(ways)}; training goes on from the newest checkpoint",
     )

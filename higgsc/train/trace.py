@@ -42,9 +42,10 @@ from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape, shape_of
 from higgsc.contract.jobs import LoraJob, TrainJob
 from higgsc.data.store import StoredSample
 from higgsc.train.batches import PackedBatch, pack
+from higgsc.train.layers import run_layers
 from higgsc.train.loss import LossModule, objective
 from higgsc.train.mesh import Mesh
-from higgsc.train.model import adapter_parameters, add_lora
+from higgsc.train.model import adapter_parameters, adapter_shape, add_lora
 from higgsc.train.optimizer import adamw, clip_gradients
 from higgsc.train.sequence import TEXT_LABELS, AudioTokens, Sequence, build_sequence
 from higgsc.train.tracker import PARTS, Tracker
@@ -73,6 +74,8 @@ def trace(job: TrainJob, lengths: Lengths, layers: int) -> dict[str, dict[str, i
     with torch.device("meta"):
         base = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True).to(dtype)
         module = LossModule(add_lora(base.eval(), _cut(job.lora, shape), job.seed)).train()
+    # As eagerly as the layers are counted: compiled ones keep less. Fakes have no random state to put back.
+    run_layers(module.causal.model.layers, job.model_copy(update={"compile": False}), redraws=False)
     tokens = AudioTokens.of(config)
     real = pack([_sequence(lengths, shape, tokens)] * job.batch.micro_samples)
     mesh = _mesh(job)  # reads ranks, so not from fake tensors
@@ -153,6 +156,8 @@ def _marked(module: LossModule, tracker: Tracker) -> Iterator[None]:
         def hook(*_: Any) -> None:
             tracker.in_decoder = on
             tracker.phase = "decoder" if on else "loss"
+            if not on:
+                tracker.settle()
 
         return hook
 
@@ -215,13 +220,9 @@ def _mesh(job: TrainJob) -> Mesh:
 
 def _cut(job: LoraJob, shape: HiggsAudioV2Shape) -> LoraJob:
     """The adapter of a model with another number of layers."""
-    modules = {
-        name: sizes
-        for name, sizes in shape.linear_modules().items()
-        if any(name == target or name.endswith(f".{target}") for target in job.targets)
-    }
-    parameters = sum(job.rank * sum(sizes) for sizes in modules.values())
-    return job.model_copy(update={"module_count": len(modules), "trainable_parameters": parameters})
+    adapter = adapter_shape(job)
+    parameters = sum(adapter.parameters(shape).values())
+    return job.model_copy(update={"module_count": len(adapter.modules(shape)), "trainable_parameters": parameters})
 
 
 def _sequence(lengths: Lengths, shape: HiggsAudioV2Shape, tokens: AudioTokens) -> Sequence:

@@ -83,6 +83,12 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._part[_local(tensor).untyped_storage()] = "activations"
         return tensor
 
+    def settle(self) -> None:
+        """The decoder's forward pass is over: what is left of it is kept for the backward pass."""
+        for storage, part in list(self._part.items()):
+            if part == "working":
+                self._part[storage] = "activations"
+
     def _measure(self) -> None:
         total = self._bound = sum(storage.nbytes() for storage in self._part)
         if total <= self._largest.get(self.phase, 0):

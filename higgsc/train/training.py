@@ -21,6 +21,7 @@ from higgsc.train.batches import BatchPlan, pack
 from higgsc.train.checkpoint import read_checkpoint, save_checkpoint
 from higgsc.train.contrastive import Voices, count_anchors, info_nce, pooled, voices
 from higgsc.train.curriculum import weights_at
+from higgsc.train.layers import expect_compiler, run_layers
 from higgsc.train.loss import LossModule, objective
 from higgsc.train.mesh import Mesh
 from higgsc.train.metrics import FiniteGuard, LossMeter
@@ -33,6 +34,7 @@ from higgsc.train.samples import Samples
 from higgsc.train.sequence import AudioTokens, build_sequence, label_counts
 from higgsc.train.shelf import prune_checkpoints
 from higgsc.train.speed import Speed
+from higgsc.train.start import start_from
 from higgsc.train.validate import validation_losses
 
 logger = logging.getLogger(__name__)
@@ -53,8 +55,21 @@ class Training:
     """One training, from the beginning or from a checkpoint."""
 
     def __init__(
-        self, job: TrainJob, context: StepContext, mesh: Mesh, store: Store, *, total: int, store_sha256: str
+        self,
+        job: TrainJob,
+        context: StepContext,
+        mesh: Mesh,
+        store: Store,
+        *,
+        total: int,
+        store_sha256: str,
+        checkpoint: Path | None,
     ) -> None:
+        """Load the base and put the adapter on it.
+
+        Args:
+            checkpoint: What training goes on from, its hashes checked; None at the beginning.
+        """
         self._job, self._context, self._mesh, self._store = job, context, mesh, store
         self._total, self._store_sha256 = total, store_sha256
         self._run = context.path(job.run)
@@ -62,15 +77,20 @@ class Training:
         longer = np.maximum(store.reference_frames, store.target_frames)[store.train]
         lengths = None if job.curriculum is None else (job.curriculum, longer)
         self._plan = BatchPlan.of(job.batch, store.train, seed=job.seed, world_size=mesh.world_size, lengths=lengths)
+        if job.compile:
+            expect_compiler(mesh.device)
         bf16 = job.precision == "bf16"
         base = load_base(
             job.model, root=context.root, dtype=torch.bfloat16 if bf16 else torch.float32, device=mesh.device
         )
         self._tokens = AudioTokens.of(base.config)
         self._model: PeftModel = add_lora(base, job.lora, job.seed)
+        if checkpoint is None and job.lora.start is not None:
+            start_from(context.path(job.lora.start), self._model, job.model)
         # Adapters are float32; autocast computes with them in the base's number format.
         self._autocast = torch.bfloat16 if bf16 else None
         self._module = LossModule(self._model, self._compare).train()
+        run_layers(self._module.causal.model.layers, job)
         mesh.distribute(self._module)
         # Taken once: after a forward pass, FSDP2 may show a module's gathered parameters instead of its shards.
         self._adapter = adapter_parameters(self._model)
@@ -85,9 +105,10 @@ class Training:
         self._norm = torch.zeros((), device=mesh.device)
         self._done = 0
         self._saved = self._reported = 0  # the newest steps that were saved, and whose figures were written
+        if checkpoint is not None:
+            self._restore(checkpoint)
 
-    def restore(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint, whose hashes have been checked."""
+    def _restore(self, checkpoint: Path) -> None:
         progress = read_progress(checkpoint)
         restore(
             checkpoint,

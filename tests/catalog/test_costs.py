@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from higgsc.catalog.adapter import AdapterShape
 from higgsc.catalog.costs import Sample, Setup, flops_per_token, memory
 from higgsc.catalog.higgs_audio_v2 import RELEASED, TINY, HiggsAudioV2Shape
 
@@ -16,14 +17,19 @@ def setup(shape: HiggsAudioV2Shape = RELEASED, **changes: object) -> Setup:
     plain = Setup(
         shape=shape,
         precision="bf16",
-        targets=("self_attn.q_proj",),
-        rank=16,
-        dropout=0.0,
+        lora=AdapterShape(targets=("self_attn.q_proj",), rank=16),
         replicate=1,
         shard=1,
         accumulation=1,
     )
-    return replace(plain, **changes)  # type: ignore[arg-type]
+    return changed(plain, **changes)
+
+
+def changed(plain: Setup, **changes: object) -> Setup:
+    """A setup with other values, those of its adapter included."""
+    lora = {name: value for name, value in changes.items() if hasattr(plain.lora, name)}
+    rest = {name: value for name, value in changes.items() if name not in lora}
+    return replace(plain, lora=replace(plain.lora, **lora), **rest)  # type: ignore[arg-type]
 
 
 SAMPLE = Sample.of_seconds(10, 10)
@@ -101,10 +107,32 @@ def test_memory_grows_with_what_makes_it_grow() -> None:
     at_least = memory(plain, SAMPLE, 2).total
     assert memory(plain, SAMPLE, 3).total > at_least
     assert memory(plain, Sample.of_seconds(11, 10), 2).total > at_least
-    for change in ({"rank": 32}, {"dropout": 0.1}, {"precision": "fp32"}, {"accumulation": 2}):
-        assert memory(replace(plain, **change), SAMPLE, 2).total > at_least, change
-    assert memory(replace(plain, shard=8), SAMPLE, 2).total < at_least
-    assert memory(replace(plain, replicate=8), SAMPLE, 2).total == at_least
+    more = (
+        {"rank": 32},
+        {"dropout": 0.1},
+        {"dora": True},
+        {"full": ("audio_lm_head",)},
+        {"rank_pattern": (("mlp.*", 99),)},
+    )
+    for change in (*more, {"precision": "fp32"}, {"accumulation": 2}):
+        assert memory(changed(plain, **change), SAMPLE, 2).total > at_least, change
+    assert memory(changed(plain, shard=8), SAMPLE, 2).total < at_least
+    assert memory(changed(plain, replicate=8), SAMPLE, 2).total == at_least
+
+
+def test_checkpointed_layers_keep_less_and_compute_more() -> None:
+    """Full: the inputs of 28 layers in bf16, and one layer; the layers are computed twice."""
+    modes = [setup(targets=COMPREHENSIVE, activation_checkpointing=mode) for mode in ("none", "selective", "full")]
+    needs = [memory(mode, SAMPLE, 16).total for mode in modes]
+    assert needs == sorted(needs, reverse=True)
+    inputs = 28 * 2 * 3072 * 16 * SAMPLE.tokens
+    layer = (memory(modes[0], SAMPLE, 16).activations) / 28
+    assert memory(modes[2], SAMPLE, 16).activations == pytest.approx(inputs + layer, rel=0.1)
+    flops = [flops_per_token(mode, keys=100) for mode in modes]
+    assert flops[0] < flops[1] < flops[0] * 1.05 < flops[2]
+    layers = 28 * (2 * 3072 * 3072 + 2 * 1024 * 3072 + 3 * 3072 * 8192)
+    adapter = sum(16 * sum(sizes) for name, sizes in modes[0].modules.items() if ".mlp." not in name)
+    assert flops[2] - flops[0] == 2 * layers + 2 * adapter + 4 * 100 * 3072 * 28
 
 
 def test_flops_of_one_adapter_by_hand() -> None:

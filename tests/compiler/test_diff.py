@@ -55,8 +55,8 @@ def test_each_change_says_what_it_means(override: str, effect: str) -> None:
 def test_what_follows_is_told_apart() -> None:
     edits = edits_of("lora.rank=32")
     assert edits["lora.rank"][:2] == (64, 32)
-    assert edits["lora.trainable_parameters"][:2] == (157_810_688, 78_905_344)
-    assert set(edits) == {"lora.rank", "lora.trainable_parameters"}
+    assert edits["training.trainable_parameters"][:2] == (157_810_688, 78_905_344)
+    assert set(edits) == {"lora.rank", "training.trainable_parameters"}
 
 
 def test_the_same_spec_has_no_difference() -> None:
@@ -91,11 +91,11 @@ def test_the_command_compares_files_and_revisions(tmp_path: Path) -> None:
     assert lines == [
         "~ lora.rank 64 → 32 specs/arabic.yaml:8:38 breaks resume: adapter shapes change",
         "~ training.learning_rate 0.0002 → 0.0001 specs/arabic.yaml:13:18 resume-safe",
-        "~ lora.trainable_parameters 157810688 → 78905344 follows",
+        "~ training.trainable_parameters 157810688 → 78905344 follows",
         "all in all: breaks resume",
     ]
     rows = json.loads(run("--json", "HEAD", "specs/arabic.yaml").stdout)["edits"]
-    assert [row["path"] for row in rows] == ["lora.rank", "training.learning_rate", "lora.trainable_parameters"]
+    assert [row["path"] for row in rows] == ["lora.rank", "training.learning_rate", "training.trainable_parameters"]
     assert run("specs/arabic.yaml", "specs/arabic.yaml").stdout == "no difference\n"
     missing = run("no-such-revision", "specs/arabic.yaml")
     assert missing.returncode == 66

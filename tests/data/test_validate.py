@@ -27,7 +27,6 @@ from higgsc.data.inspect import inspect  # noqa: E402
 from higgsc.data.probe import probe  # noqa: E402
 from higgsc.data.records import AudioSpan  # noqa: E402
 from higgsc.data.report import as_json, render_text  # noqa: E402
-from higgsc.data.report_html import page  # noqa: E402
 from higgsc.data.samples import SourceFile  # noqa: E402
 from higgsc.data.validate import Report, Request, validate  # noqa: E402
 
@@ -140,6 +139,7 @@ WARNINGS: dict[str, tuple[Any, str]] = {
     "clipping": (lambda path: write(path, (speech(level=1) * 2).clip(-1, 1)), "clipping"),
     "silence": (lambda path: write(path, np.concatenate((speech(0.3), np.zeros(RATE)))), "mostly silent"),
     "quiet": (lambda path: write(path, speech(level=0.003)), "very quiet"),
+    "loud": (lambda path: write(path, speech(level=0.3)), "very loud"),
     "offset": (lambda path: write(path, speech() + 0.1), "offset from zero"),
 }
 
@@ -193,6 +193,20 @@ def test_messages_without_an_assistant(tmp_path: Path) -> None:
     assert not report.passed
 
 
+@pytest.mark.parametrize(
+    "seconds, gain, lufs", [(3.0, 1.0, -23.0), (1.5, 0.1, -43.0), (0.3, 1.0, None), (1.0, 0.0, None)]
+)
+def test_loudness_is_that_of_the_standard(tmp_path: Path, seconds: float, gain: float, lufs: float | None) -> None:
+    """EBU Tech 3341: a sine of 1 kHz in one channel has the loudness of its mean square, 3 dB below its peak."""
+    times = np.arange(round(seconds * 48_000)) / 48_000
+    sine = np.sin(2 * np.pi * 1_000 * times) * 10 ** (-20 / 20) * gain
+    path = write(tmp_path / "a.wav", sine, 48_000, subtype="FLOAT")
+    loudness = inspect(
+        AudioSpan(path), (tmp_path,), DataLimits(min_seconds=0.1, max_seconds=30, max_bad_fraction=0), fast=False
+    ).loudness
+    assert loudness == (None if lufs is None else pytest.approx(lufs, abs=0.1))
+
+
 def test_a_file_that_unpacks_to_hours_costs_no_more_than_the_limit(tmp_path: Path) -> None:
     path = write(tmp_path / "a.flac", np.zeros(1200 * RATE, dtype=np.int16))
     assert path.stat().st_size < 500_000
@@ -224,6 +238,23 @@ def test_a_text_that_cannot_be_what_is_said(tmp_path: Path) -> None:
     report = run(tmp_path, *rows)
     assert report.warnings["characters per second"].count == 1
     assert ":8: s7:" in report.warnings["characters per second"].examples[0]
+
+
+def test_a_request_for_another_text_than_the_transcript(tmp_path: Path) -> None:
+    """The transcript is what is learned; where the request asks for something else, one of the two is wrong."""
+    request = "Please generate speech for given text in reference audio's voice: "
+    heard = [{"type": "text", "text": "مرجع"}, {"type": "audio", "audio_url": "reference.wav"}]
+    rows = []
+    for number, asked in enumerate([f"{request}said: all", f"{request}said", "Speak with joy: said: all", "said: all"]):
+        said = [{"type": "text", "text": "said: all"}, {"type": "audio", "audio_url": f"{number}.wav"}]
+        user = {"role": "user", "content": [*heard, {"type": "text", "text": asked}]}
+        rows.append({"id": f"s{number}", "messages": [user, {"role": "assistant", "content": said}]})
+        write(tmp_path / f"{number}.wav", speech(seed=number))
+    report = run(tmp_path, *rows)
+    assert report.passed
+    assert [recording.text for recording in report.recordings] == ["said: all"] * 4
+    problem = report.warnings["request unlike the transcript"]
+    assert problem.examples == [f"{tmp_path / 'data.jsonl'}:2: s1: asks for {f'{request}said'!r}"]
 
 
 def test_one_row_too_many_fails_and_processes_agree(tmp_path: Path) -> None:
@@ -272,18 +303,6 @@ def test_no_header_breaks_the_probe(tmp_path_factory: pytest.TempPathFactory, co
     assert header.held <= header.frames
 
 
-def test_the_page_shows_texts_as_they_are_read_and_runs_nothing(tmp_path: Path) -> None:
-    write(tmp_path / "a.wav", speech(level=0.003))
-    report = run(tmp_path, sample("<script>alert(1)</script>", "a.wav", text="مرحبا <b>"))
-    shown = page(report, title="<data>")
-    assert "<script" not in shown
-    assert "<b>" not in shown
-    assert '<td class="text" dir="auto">مرحبا &lt;b&gt;</td>' in shown
-    assert "data:audio/wav;base64,UklGR" in shown
-    assert "<rect" in shown
-    assert "http" not in shown.replace("http-equiv", "")
-
-
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.wav", speech())
     good = run(tmp_path, sample("s", "a.wav"))
@@ -292,11 +311,16 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(command, [*arguments, "--html", str(tmp_path / "r.html")])
     assert result.exit_code == 0, result.output
     assert render_text(good).splitlines()[0] in result.stdout
-    assert (tmp_path / "r.html").read_text("utf-8").startswith("<!doctype html>")
+    assert (tmp_path / "r.html").read_text("utf-8").startswith("<!DOCTYPE html>")
     (tmp_path / "a.wav").unlink()
     whole = [sys.executable, "-m", "higgsc", "data", *arguments, "--json"]
-    result = subprocess.run(whole, capture_output=True, text=True, check=False)
-    assert result.returncode == 1, result.stderr
+    watching, terminal = os.openpty()
+    result = subprocess.run(whole, stdout=subprocess.PIPE, stderr=terminal, text=True, check=False)
+    os.close(terminal)
+    shown = os.read(watching, 10_000).decode()
+    assert result.returncode == 1, shown
+    assert "recordings  [" in shown
+    assert "2/2" in shown
     assert json.loads(result.stdout)["errors"]["target audio: the file does not exist"]["count"] == 1
 
 

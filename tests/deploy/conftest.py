@@ -61,8 +61,10 @@ def make_adapter(base: Path, tmp_path: Path) -> MakeAdapter:
         generator = torch.Generator().manual_seed(7)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if "lora_" in name:
+                if "lora_A" in name or "lora_B" in name:
                     parameter.normal_(std=std, generator=generator)
+                elif parameter.requires_grad:  # a magnitude of DoRA, a module to save
+                    parameter.mul_(1 + std * torch.randn(parameter.shape, generator=generator))
         model.save_pretrained(tmp_path / folder)
         return tmp_path / folder
 

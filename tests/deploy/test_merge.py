@@ -35,6 +35,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "heads": {"target_modules": ["self_attn.q_proj", "audio_lm_head", "text_lm_head"]},
     "all linear": {"target_modules": "all-linear"},
     "one layer": {"target_modules": ["self_attn.o_proj"], "layers_to_transform": [2]},
+    "DoRA": {"use_dora": True},
+    "DoRA with patterns and rslora": {"use_dora": True, "use_rslora": True, "rank_pattern": {"q_proj": 9}},
+    "a head trained whole": {"modules_to_save": ["audio_lm_head"]},
+    "heads trained whole with DoRA": {"use_dora": True, "modules_to_save": ["audio_lm_head", "text_lm_head"]},
     "gaussian": {"init_lora_weights": "gaussian"},
 }
 
@@ -85,7 +89,7 @@ def test_equals_peft(kind: str, base: Path, make_adapter: MakeAdapter, tmp_path:
     merged = state(tmp_path / "merged")
     assert merged.keys() == expected.keys() == state(base).keys()
     for name, tensor in merged.items():
-        assert float((tensor - expected[name]).abs().max()) <= 1e-6, name
+        assert torch.equal(tensor, expected[name]), name
     original = state(base)
     assert {name for name in merged if not torch.equal(merged[name], original[name])} == set(report.tensors)
 
@@ -205,12 +209,33 @@ def remove(folder: int, name: str) -> Callable[[Path, Path], None]:
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 
 MISTAKES: dict[str, tuple[Callable[[Path, Path], None], int, tuple[str, ...]]] = {
-    "DoRA": (bad_config(use_dora=True), 65, ("adapter_config.json", "`use_dora` is True")),
-    "modules to save": (
-        bad_config(modules_to_save=["audio_lm_head"]),
+    "DoRA without magnitudes": (
+        bad_config(use_dora=True),
         65,
-        ("adapter_config.json", "modules_to_save", "audio_lm_head"),
+        ("adapter_model.safetensors", "lora_magnitude_vector", "is missing, but `use_dora` is True"),
     ),
+    "magnitudes without DoRA": (
+        bad_tensors(lambda t: t.update({f"{Q0}.lora_magnitude_vector": torch.ones(128)})),
+        65,
+        ("adapter_model.safetensors", f"{Q0}.lora_magnitude_vector", "is there, but `use_dora` is False"),
+    ),
+    "a whole weight that nobody saved": (
+        bad_tensors(lambda t: t.update({"base_model.model.audio_lm_head.weight": torch.ones(8208, 128)})),
+        65,
+        ("adapter_model.safetensors", "base_model.model.audio_lm_head.weight", "modules_to_save"),
+    ),
+    "a whole weight of another size": (
+        lambda adapter, base: [
+            spoil(adapter, base)
+            for spoil in (
+                bad_config(modules_to_save=["audio_lm_head"]),
+                bad_tensors(lambda t: t.update({"base_model.model.audio_lm_head.weight": torch.ones(4, 128)})),
+            )
+        ],
+        65,
+        ("adapter_model.safetensors", "base_model.model.audio_lm_head.weight", "[4, 128]", "[8208, 128]"),
+    ),
+    "an adapter of another library": (bad_config(use_bdlora={"a": 1}), 65, ("adapter_config.json", "use_bdlora")),
     "bias": (bad_config(bias="lora_only"), 65, ("adapter_config.json", "bias", "lora_only")),
     "lora bias": (bad_config(lora_bias=True), 65, ("adapter_config.json", "lora_bias")),
     "PiSSA": (bad_config(init_lora_weights="pissa_niter_4"), 65, ("adapter_config.json", "pissa_niter_4")),
@@ -304,9 +329,15 @@ def test_a_wrong_merge_is_not_published(
 ) -> None:
     import higgsc.deploy.merge as module
 
-    right = module._merge
+    right = module._exact
     # The mistake of merging alpha instead of alpha / rank, in an adapter that changes less than bfloat16 rounds.
-    monkeypatch.setattr(module, "_merge", lambda w, a, b, scale, dtype: right(w, a, b, scale * 4, dtype))
+    monkeypatch.setattr(
+        module,
+        "_exact",
+        lambda adapter, name, weight: (
+            merged if (merged := right(adapter, name, weight)) is None else weight + 4 * (merged - weight)
+        ),
+    )
     adapter = make_adapter(std=0.01)
     for dtype in ("fp32", "bf16"):
         with pytest.raises(StepError, match="not base and adapter") as raised:

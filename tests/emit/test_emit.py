@@ -111,7 +111,7 @@ def test_resolved_reads_back_as_the_spec_and_names_origins() -> None:
     tree = parse(SourceFile(Path("resolved.yaml"), "resolved.yaml", text), Sink())
     assert tree is not None
     assert tree.plain()["training"]["learning_rate"] == 2e-4
-    assert tree.plain()["lora"]["trainable_parameters"] == 157_810_688
+    assert tree.plain()["training"]["trainable_parameters"] == 157_810_688
     assert yaml.safe_load(text)["hardware"]["nodes"] == 2
     origin = {line.split("#")[0].strip(): line.split("#")[1].strip() for line in text.splitlines() if "  #" in line}
     assert origin["rank: 64"] == "specs/arabic.yaml:8:38"

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import HiggsAudioV2ForConditionalGeneration
 
+from higgsc.catalog.adapter import AdapterShape
 from higgsc.catalog.costs import Sample, Setup, flops_per_token, memory
 from higgsc.catalog.higgs_audio_v2 import TINY
 from higgsc.cli.plan import TOLERANCE
@@ -80,6 +81,14 @@ def test_every_shipped_spec_agrees_with_the_trace(ir: Ir, job: TrainJob) -> None
         # So short that gathering the first weights takes the most.
         ("zero-shot", ["hardware=8xH100", "parallelism.shard=8", "training.micro_batch.samples=1", *SHORT]),
         ("zero-shot", ["lora.dropout=0.1", "lora.heads=[audio]", "training.micro_batch.samples=2"]),
+        (
+            "zero-shot",
+            ["training.activation_checkpointing=full", "lora.targets=comprehensive", "training.micro_batch.samples=2"],
+        ),
+        ("zero-shot", ["training.activation_checkpointing=selective", "lora.dropout=0.1", "precision=fp32"]),
+        ("zero-shot", ["training.activation_checkpointing=full", "hardware=1x4", "parallelism.shard=4"]),
+        ("zero-shot", ["lora.dora=true", "lora.dropout=0.1", "lora.heads=[text]", "training.micro_batch.samples=2"]),
+        ("zero-shot", ["lora.rank_pattern={q_proj: 512}", "lora.full_heads=[text]", "training.micro_batch.samples=1"]),
         ("zero-shot", ["lora.targets=audio_focused", "data.limits.max_seconds=3", "training.micro_batch.samples=1"]),
     ],
     ids=lambda value: value if isinstance(value, str) else ",".join(value),
@@ -154,9 +163,7 @@ def _setup(job: TrainJob) -> Setup:
     return Setup(
         shape=TINY,
         precision=job.precision,
-        targets=job.lora.targets,
-        rank=job.lora.rank,
-        dropout=job.lora.dropout,
+        lora=AdapterShape(targets=job.lora.targets, rank=job.lora.rank, dropout=job.lora.dropout),
         replicate=job.mesh.replicate,
         shard=job.mesh.shard,
         accumulation=job.batch.accumulation,
@@ -196,9 +203,7 @@ def test_operations_are_those_that_torch_counts() -> None:
         setup = Setup(
             shape=shape,
             precision="fp32",
-            targets=targets,
-            rank=8,
-            dropout=0.0,
+            lora=AdapterShape(targets=targets, rank=8),
             replicate=1,
             shard=1,
             accumulation=1,

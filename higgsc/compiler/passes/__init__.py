@@ -14,6 +14,7 @@ from higgsc.compiler.ir import Ir
 from higgsc.compiler.passes.batch import batch
 from higgsc.compiler.passes.folders import folders
 from higgsc.compiler.passes.kubernetes import kubernetes
+from higgsc.compiler.passes.lora_patterns import lora_patterns
 from higgsc.compiler.passes.lora_targets import lora_targets
 from higgsc.compiler.passes.memory import memory
 from higgsc.compiler.passes.objective import objective
@@ -36,6 +37,7 @@ PASSES: tuple[Pass, ...] = (
     pinning,
     topology,
     lora_targets,
+    lora_patterns,  # needs the adapter's modules
     batch,  # needs the data-parallel ranks of `topology`; its way out, the adapter's modules
     schedule,
     unlikely,

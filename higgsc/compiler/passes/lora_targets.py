@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from functools import cache
 
 from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape
+from higgsc.compiler.adapter import HEADS
 from higgsc.compiler.diagnostics import Diagnostic, Sink, did_you_mean
 from higgsc.compiler.ir import Ir
 
@@ -19,7 +20,6 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "audio_focused": (*_AUDIO_FFN, "self_attn.q_proj", "self_attn.v_proj"),
     "attention_only": _ATTENTION,
 }
-HEADS = {"audio": "audio_lm_head", "text": "text_lm_head"}
 
 FOREIGN_HEADS = {
     "audio_head.projector.linear": "audio",
@@ -47,7 +47,7 @@ FOREIGN = {
 
 
 def lora_targets(ir: Ir, sink: Sink) -> Ir:
-    """Derive `lora.modules`, `lora.module_count` and `lora.trainable_parameters` from the targets."""
+    """Derive `lora.modules` and `lora.module_count` from the targets."""
     lora = ir.spec.lora
     linear = ir.shape.linear_modules()
     patterns = PRESETS[lora.targets] if isinstance(lora.targets, str) else lora.targets
@@ -56,12 +56,17 @@ def lora_targets(ir: Ir, sink: Sink) -> Ir:
         if not matches[pattern] and not sink.full:
             _report(ir, sink, index, pattern, matches)
     heads = [HEADS[head] for head in lora.heads]
+    for head in set(lora.heads) & set(lora.full_heads):
+        first, again = (
+            ir.label(f"{at}.{getattr(lora, at[5:]).index(head)}") for at in ("lora.heads", "lora.full_heads")
+        )
+        message = f"the {head} head gets an adapter and is trained whole as well"
+        sink.add(Diagnostic("HC504", message, again, (first,), help="keep it in one of the two lists"))
     if not patterns and not heads:
         message = "`lora.targets` is empty, so that no module gets an adapter"
         help_ = "leave it out, or write `targets: comprehensive`"
         sink.add(Diagnostic("HC503", message, ir.label("lora.targets"), help=help_))
     modules = {name for names in matches.values() for name in names} | set(heads)
-    parameters = sum(lora.rank * (linear[name][0] + linear[name][1]) for name in modules)
     targets = tuple(dict.fromkeys([name for p in patterns for name in _as_suffixes(p, matches[p])] + heads))
     origin = f"preset `{lora.targets}`" if isinstance(lora.targets, str) else f"{len(patterns)} targets"
     ir = ir.derive(
@@ -71,16 +76,12 @@ def lora_targets(ir: Ir, sink: Sink) -> Ir:
         by="lora_targets",
         inputs=("lora.targets", "lora.heads"),
     )
-    ir = ir.derive(
+    return ir.derive(
         "lora.module_count",
         len(modules),
         f"of {len(linear)} linear modules",
         by="lora_targets",
         inputs=("lora.targets", "lora.heads"),
-    )
-    formula = f"rank {lora.rank} x (in + out), summed over {len(modules)} modules"
-    return ir.derive(
-        "lora.trainable_parameters", parameters, formula, by="lora_targets", inputs=("lora.rank", "lora.module_count")
     )
 
 

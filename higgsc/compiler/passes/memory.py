@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from dataclasses import replace
 from math import ceil
 
-from higgsc.catalog.costs import Sample, Setup
+from higgsc.catalog.costs import Checkpointing, Sample, Setup
 from higgsc.catalog.estimate import RESERVE, TYPICAL_SECONDS, Estimate, estimate, fits, with_shards
 from higgsc.catalog.gpus import Gpu, find_gpu
+from higgsc.compiler.adapter import adapter_of
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.ir import Ir
 
@@ -44,17 +46,14 @@ def setup_of(ir: Ir, accumulation: int | None = None) -> Setup:
     Args:
         accumulation: Micro-batches of a step, where none has been derived.
     """
-    modules = ir.derived["lora.modules"].value
-    assert isinstance(modules, tuple)
     return Setup(
         shape=ir.shape,
         precision=ir.spec.precision,
-        targets=modules,
-        rank=ir.spec.lora.rank,
-        dropout=ir.spec.lora.dropout,
+        lora=adapter_of(ir),
         replicate=ir.integer("parallelism.replicate"),
         shard=ir.spec.parallelism.shard,
         accumulation=ir.integer("training.accumulation") if accumulation is None else accumulation,
+        activation_checkpointing=ir.spec.training.activation_checkpointing,
     )
 
 
@@ -88,8 +87,20 @@ def estimate_of(ir: Ir, seconds: float | None = None) -> Estimate:
     )
 
 
+def _less(setup: Setup) -> tuple[Checkpointing, ...]:
+    """What keeps less than now, the cheapest first."""
+    modes: tuple[Checkpointing, ...] = ("none", "selective", "full")
+    return modes[modes.index(setup.activation_checkpointing) + 1 :]
+
+
+def _fits_keeping(setup: Setup, mode: Checkpointing, found: Estimate) -> bool:
+    assert found.gpu is not None
+    return fits(replace(setup, activation_checkpointing=mode), found.longest, found.samples, found.gpu)
+
+
 def _way_out(ir: Ir, found: Estimate) -> str:
-    """The largest micro-batch that fits and divides the global batch; the fewest shards that help; what is left."""
+    """The largest micro-batch that fits and divides the global batch; the cheapest activation checkpointing and the
+    fewest shards that help; what is left."""
     assert found.gpu is not None
     assert found.largest is not None
     setup, wanted = setup_of(ir), ir.spec.training.global_batch.samples
@@ -97,7 +108,9 @@ def _way_out(ir: Ir, found: Estimate) -> str:
     fitting = max((d for d in range(1, found.largest + 1) if wanted % (ranks * d) == 0), default=None)
     shards = (d for d in range(setup.shard + 1, ranks + 1) if ranks % d == 0)
     shard = next((d for d in shards if fits(with_shards(setup, d), found.longest, found.samples, found.gpu)), None)
+    keeping = next((mode for mode in _less(setup) if _fits_keeping(setup, mode, found)), None)
     ways = [f"`micro_batch: {{samples: {fitting}}}` fits"] if fitting else []
+    ways += [f"`training: {{activation_checkpointing: {keeping}}}` fits"] if keeping else []
     ways += [f"`parallelism: {{shard: {shard}}}` fits"] if shard else []
     if ways:
         return ", and so does ".join(way if not i else way.removesuffix(" fits") for i, way in enumerate(ways))

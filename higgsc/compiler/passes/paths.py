@@ -26,6 +26,7 @@ def paths(ir: Ir, sink: Sink) -> Ir:
         "data.store": spec.data.store,
         "model.base": spec.model.base,
         "model.audio_tokenizer": spec.model.audio_tokenizer,
+        "lora.start": spec.lora.start,
         **{f"data.train.{index}.path": source.path for index, source in enumerate(spec.data.train)},
     }
     for at, path in given.items():

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from higgsc import __version__
+from higgsc.compiler.adapter import adapter_of, as_peft
 from higgsc.compiler.diagnostics import Sink
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.plan import Resources, Step
@@ -43,8 +44,6 @@ def _prepare(ir: Ir) -> Step:
 def _train(ir: Ir) -> Step:
     spec = ir.spec
     training = spec.training
-    modules = ir.derived["lora.modules"].value
-    assert isinstance(modules, tuple)
     job = jobs.TrainJob(
         **_common(ir),
         store=ir.text("data.store"),
@@ -55,14 +54,7 @@ def _train(ir: Ir) -> Step:
             micro_samples=training.micro_batch.samples,
             accumulation=ir.integer("training.accumulation"),
         ),
-        lora=jobs.LoraJob(
-            rank=spec.lora.rank,
-            alpha=spec.lora.alpha,
-            dropout=spec.lora.dropout,
-            targets=modules,
-            module_count=ir.integer("lora.module_count"),
-            trainable_parameters=ir.integer("lora.trainable_parameters"),
-        ),
+        lora=_lora(ir),
         optimizer=jobs.OptimizerJob(
             learning_rate=training.learning_rate,
             warmup_steps=training.warmup_steps,
@@ -84,6 +76,8 @@ def _train(ir: Ir) -> Step:
         if training.curriculum is None
         else jobs.LengthJob(**training.curriculum.model_dump(), max_seconds=spec.data.limits.max_seconds),
         tracking=jobs.TrackingJob(**spec.tracking.model_dump()),
+        activation_checkpointing=training.activation_checkpointing,
+        compile=training.compile,
     )
     return _step(ir, job, "train the LoRA adapter", needs=("prepare",), whole_machine=True)
 
@@ -94,6 +88,24 @@ def _samples(ir: Ir) -> jobs.SamplesJob | None:
     if count == 0:
         return None  # so that the train step does not depend on how it is evaluated
     return jobs.SamplesJob(count=count, prompts=evaluate.prompts, temperature=evaluate.temperature)
+
+
+def _lora(ir: Ir) -> jobs.LoraJob:
+    lora, shape = ir.spec.lora, adapter_of(ir)
+    return jobs.LoraJob(
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        targets=shape.targets,
+        full=shape.full,
+        rank_pattern=dict(shape.rank_pattern),
+        alpha_pattern=as_peft(lora.alpha_pattern),
+        scaling=lora.scaling,
+        dora=lora.dora,
+        start=lora.start,
+        module_count=ir.integer("lora.module_count"),
+        trainable_parameters=ir.integer("training.trainable_parameters"),
+    )
 
 
 def _merge(ir: Ir) -> Step:

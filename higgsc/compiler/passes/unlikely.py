@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.ir import Ir
 
@@ -22,10 +24,18 @@ def unlikely(ir: Ir, sink: Sink) -> Ir:
     """Warn about numbers, hardware and loss weights that are legal but hardly meant; refuse a loss of nothing."""
     training, lora = ir.spec.training, ir.spec.lora
     _rate(ir, sink, training.learning_rate)
-    scale = lora.alpha / lora.rank
+    rslora = lora.scaling == "rslora"
+    scale = lora.alpha / (math.sqrt(lora.rank) if rslora else lora.rank)
     if not LOWEST_SCALE <= scale <= HIGHEST_SCALE:
-        message = f"alpha {lora.alpha:g} / rank {lora.rank} scales the adapter by {scale:.3g}"
-        _warn(ir, sink, "lora.alpha", message, f"once or twice the rank is usual: `alpha: {2 * lora.rank}`")
+        message = (
+            f"alpha {lora.alpha:g} / {'√rank' if rslora else 'rank'} {lora.rank} scales the adapter by {scale:.3g}"
+        )
+        usual = (
+            "`alpha: 16` is usual with rslora"
+            if rslora
+            else f"once or twice the rank is usual: `alpha: {2 * lora.rank}`"
+        )
+        _warn(ir, sink, "lora.alpha", message, usual)
     if training.weight_decay > HIGHEST_DECAY:
         message = f"a weight decay of {training.weight_decay:g} pulls the adapter to zero"
         _warn(ir, sink, "training.weight_decay", message, "`0.0` to `0.1` is usual")

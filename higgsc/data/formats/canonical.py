@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from higgsc.data.formats import fields
-from higgsc.data.formats.protocol import Fast, Format
+from higgsc.data.formats.protocol import Columns, Fast, Format
 from higgsc.data.records import Audio, Record, Utterance
 
 _decode = msgspec.json.Decoder(Record).decode
@@ -76,14 +78,43 @@ def _utterance(value: Any, what: str) -> Utterance:
 def fast() -> Fast:
     """A reader that takes what the compiled decoder takes, if nothing about it is unusual."""
 
-    def read(line: bytes) -> Record | None:
+    def read(lines: list[bytes]) -> _Rows | None:
         try:
-            made = _decode(line)
+            made = list(map(_decode, lines))
         except _LEFT:
             return None
-        return made if _usual(made) else None
+        return _Rows(made) if all(map(_usual, made)) else None
 
     return read
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Records as they were decoded."""
+
+    made: list[Record]
+
+    def columns(self) -> Columns | None:
+        targets = [record.target.audio for record in self.made]
+        references = [record.references[0] for record in self.made if len(record.references) == 1]
+        heard = [spoken.audio for spoken in references]
+        named = [audio.path for audio in targets + heard if audio is not None]
+        if len(named) != 2 * len(self.made):
+            return None
+        return Columns(
+            [record.id for record in self.made],
+            [record.speaker for record in self.made],
+            [record.target.text for record in self.made],
+            [spoken.text for spoken in references],
+            named,
+        )
+
+    def records(self, origins: Iterable[str | None]) -> list[Record]:
+        for record, origin in zip(self.made, origins, strict=False):
+            if record.origin is None and origin is not None:
+                # They were made for this reader alone, and copying takes as long as reading.
+                msgspec.structs.force_setattr(record, "origin", origin)
+        return self.made
 
 
 def _usual(made: Record) -> bool:

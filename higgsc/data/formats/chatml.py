@@ -38,8 +38,10 @@ def is_mixed(messages: list[Any]) -> bool:
         parts = content if isinstance(content, list) else [content]
         if message.get("role") == "user":
             kinds = [part.get("type") if isinstance(part, dict) else "text" for part in parts]
-            last = parts[-1]["text"] if kinds[-1:] == ["text"] and isinstance(parts[-1], dict) else parts[-1:]
-            if kinds != ["text", "audio", "text"] or not isinstance(last, str) or REQUEST in last:
+            if kinds != ["text", "audio", "text"]:
+                return False
+            last = parts[-1].get("text") if isinstance(parts[-1], dict) else parts[-1]
+            if not isinstance(last, str) or REQUEST in last:
                 return False
         elif message.get("role") == "assistant" and any(
             isinstance(part, str) or (isinstance(part, dict) and part.get("type") == "text") for part in parts
@@ -72,9 +74,12 @@ def conversation(
 ) -> Record:
     """The record of a row whose turns are read; `used` are fields that are not to be kept as extra."""
     misc, origin = row.get("misc"), row.get("origin")
-    name = name_of(row.get("id", misc.get("sample_id") if isinstance(misc, dict) else None), "id")
+    name = name_of(row.get("id"), "id") or name_of(misc.get("sample_id") if isinstance(misc, dict) else None, "id")
     system, scene, following = split_system(turns)
-    references, target = dialogue(following, plain_request=plain_request)
+    references, target, request = dialogue(following, plain_request=plain_request)
+    extra = rest(row, *_USED, used)
+    if request is not None:
+        extra = {"request": request} | (extra or {})
     return Record(
         id=name or default_id,
         speaker=name_of(row.get("speaker"), "speaker") or "",
@@ -82,7 +87,7 @@ def conversation(
         scene=scene,
         references=references,
         target=target,
-        extra=rest(row, *_USED, used),
+        extra=extra,
         origin=origin if isinstance(origin, str) else None,
     )
 

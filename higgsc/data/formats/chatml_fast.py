@@ -1,38 +1,37 @@
 """The usual shapes of ChatML at ten times the speed: their structure is checked by a compiled decoder.
 
-What does not fit one of the two shapes to the letter is left to `chatml.record`; a test holds the two to the same
-answers. Nothing is refused here.
+Lines are read many at a time, a field of all of them after the other, so that little Python runs for each. What does
+not fit one of the shapes to the letter is left to `chatml.record`; a test holds the two to the same answers. Nothing is
+refused here.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
 from higgsc.catalog.codec import SCENE_START
-from higgsc.data.formats.protocol import Fast
+from higgsc.data.formats.protocol import Columns, Fast
 from higgsc.data.formats.turns import REQUEST
 from higgsc.data.records import Audio, Record, Utterance
 
 _Offset = Annotated[float, Meta(ge=0, lt=1e9)]
 _Duration = Annotated[float, Meta(gt=0, lt=1e9)]
 _NONE = Raw()
+_REQUEST = f"{REQUEST} "
 _LEFT = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What says that a line is left to the careful reader."""
 
 
-class _Part(Struct, gc=False, forbid_unknown_fields=True):
-    pass
-
-
-class _Text(_Part):
+class _Text(Struct, gc=False, forbid_unknown_fields=True):
     type: Literal["text"]
     text: str
 
 
-class _Audio(_Part):
+class _Audio(Struct, gc=False, forbid_unknown_fields=True):
     type: Literal["audio"]
     audio_url: str
     raw_audio: str | None = None
@@ -40,28 +39,32 @@ class _Audio(_Part):
     offset: _Offset | None = None
 
 
-class _System(_Part):
+class _System(Struct, gc=False, forbid_unknown_fields=True):
     role: Literal["system"]
     content: str
 
 
-class _Asked(_Part):
+class _User(Struct, gc=False, forbid_unknown_fields=True):
     role: Literal["user"]
+
+
+class _Assistant(Struct, gc=False, forbid_unknown_fields=True):
+    role: Literal["assistant"]
+
+
+class _Asked(_User):
     content: tuple[_Text, _Audio, _Text]
 
 
-class _Answered(_Part):
-    role: Literal["assistant"]
-    content: tuple[_Text, _Audio]
-
-
-class _Said(_Part):
-    role: Literal["user"]
+class _Said(_User):
     content: str
 
 
-class _Heard(_Part):
-    role: Literal["assistant"]
+class _Answered(_Assistant):
+    content: tuple[_Text, _Audio]
+
+
+class _Heard(_Assistant):
     content: _Audio | tuple[_Audio]
 
 
@@ -69,7 +72,7 @@ class _Misc(Struct, gc=False):
     sample_id: str | None = None
 
 
-class _Sample(_Part, kw_only=True):
+class _Sample(Struct, gc=False, forbid_unknown_fields=True, kw_only=True):
     id: str | None = None
     start_index: int | None = None
     speaker: str = ""
@@ -89,90 +92,125 @@ class _FiveWithTranscript(_Sample):
     messages: tuple[_System, _Said, _Heard, _Said, _Answered]
 
 
-_three = msgspec.json.Decoder(_Three).decode
-_five = msgspec.json.Decoder(_Five).decode
-_transcribed = msgspec.json.Decoder(_FiveWithTranscript).decode
+_Pair = tuple[str, str, str, str, _Audio, str, str, _Audio]
+"""Speaker, system text; text, file name and audio of the reference, then of the target."""
+
+
+def _of_three(rows: list[_Three]) -> list[_Pair]:
+    return [
+        (row.speaker, system.content, reference.text, heard.audio_url, heard, said.text, spoken.audio_url, spoken)
+        for row in rows
+        for system, asked, answered in (row.messages,)
+        for reference, heard, request in (asked.content,)
+        for said, spoken in (answered.content,)
+        if request.text == f"{_REQUEST}{said.text}"  # another request is kept, by the careful reader
+    ]
+
+
+def _of_five(rows: list[_Five]) -> list[_Pair]:
+    made = []
+    for row in rows:
+        system, reference, heard, request, spoken = row.messages
+        # The words of a request stand around the text, and have to be taken off.
+        text = "" if REQUEST in request.content else request.content
+        one, two = _audio(heard), _audio(spoken)
+        made.append((row.speaker, system.content, reference.content, one.audio_url, one, text, two.audio_url, two))
+    return made
+
+
+def _of_five_with_transcript(rows: list[_FiveWithTranscript]) -> list[_Pair]:
+    made = []
+    for row in rows:
+        system, reference, heard, request, answered = row.messages
+        said, two = answered.content
+        one, text = _audio(heard), said.text if request.content in (said.text, f"{_REQUEST}{said.text}") else ""
+        made.append((row.speaker, system.content, reference.content, one.audio_url, one, text, two.audio_url, two))
+    return made
+
+
+def _audio(turn: _Heard) -> _Audio:
+    return turn.content if isinstance(turn.content, _Audio) else turn.content[0]
+
+
+_Shape = tuple[Callable[[bytes], Any], Callable[[list[Any]], list[_Pair]]]
+"""A decoder of a line, and what takes apart many that it has decoded."""
+
+_SHAPES: tuple[_Shape, ...] = (
+    (msgspec.json.Decoder(_Three).decode, _of_three),
+    (msgspec.json.Decoder(_Five).decode, _of_five),
+    (msgspec.json.Decoder(_FiveWithTranscript).decode, _of_five_with_transcript),
+)
 _misc = msgspec.json.Decoder(_Misc).decode
 
 
 def fast() -> Fast:
-    """A reader of lines that tries the shape of the line before first."""
-    shapes = [_of_three, _of_five, _of_five_with_transcript]
+    """A reader of lines that tries the shape of the lines before first."""
+    shapes = list(_SHAPES)
 
-    first = shapes[0]
-
-    def read(line: bytes) -> Record | None:
-        nonlocal first
-        try:
-            return first(line)
-        except _LEFT:
-            pass
+    def read(lines: list[bytes]) -> _Rows | None:
         for shape in shapes:
+            decode, pairs = shape
             try:
-                made = shape(line)
+                samples: list[_Sample] = list(map(decode, lines))
+                ids, made = _ids(samples), pairs(samples)
             except _LEFT:
                 continue
-            first = shape
-            return made
+            if len(made) < len(samples):
+                return None
+            if shape is not shapes[0]:
+                shapes.remove(shape)
+                shapes.insert(0, shape)
+            rows = _Rows(samples, ids, made)
+            return rows if rows.sound() else None
         return None
 
     return read
 
 
-def _of_three(line: bytes) -> Record | None:
-    row = _three(line)
-    system, asked, answered = row.messages
-    reference, heard, _ = asked.content
-    said, spoken = answered.content
-    if not (reference.text.strip() and said.text.strip()):
-        return None
-    return _record(row, system.content, reference.text, heard, said.text, spoken)
+def _ids(samples: list[_Sample]) -> list[str | None]:
+    """Their names, and a look at what is kept as it stands: nothing else decodes it."""
+    b"".join([row.misc for row in samples]).decode()
+    return [row.id if row.id is not None or row.misc is _NONE else _misc(row.misc).sample_id for row in samples]
 
 
-def _of_five(line: bytes) -> Record | None:
-    row = _five(line)
-    system, reference, heard, request, spoken = row.messages
-    text = request.content
-    if not text.strip() or not reference.content.strip() or REQUEST in text:
-        return None
-    first = heard.content if isinstance(heard.content, _Audio) else heard.content[0]
-    second = spoken.content if isinstance(spoken.content, _Audio) else spoken.content[0]
-    return _record(row, system.content, reference.content, first, text, second)
+class _Rows:
+    """Samples of one shape."""
 
+    def __init__(self, samples: list[_Sample], ids: list[str | None], pairs: list[_Pair]) -> None:
+        self._samples, self._pairs = samples, pairs
+        speakers, self._systems, reference_texts, heard, _, texts, spoken, _ = zip(*pairs, strict=True)
+        # Rows without an id are not sound.
+        self._columns = Columns(ids, speakers, texts, reference_texts, spoken + heard)  # type: ignore[arg-type]
 
-def _of_five_with_transcript(line: bytes) -> Record | None:
-    row = _transcribed(line)
-    system, reference, heard, _, answered = row.messages
-    said, spoken = answered.content
-    if not (said.text.strip() and reference.content.strip()):
-        return None
-    first = heard.content if isinstance(heard.content, _Audio) else heard.content[0]
-    return _record(row, system.content, reference.content, first, said.text, spoken)
+    def sound(self) -> bool:
+        """Whether nothing about any of them is unusual."""
+        ids, speakers, texts, reference_texts, names = self._columns
+        return (
+            all(ids)
+            and "".join(ids).isprintable()
+            and "".join(speakers).isprintable()
+            and all(system.strip() and SCENE_START not in system for system in set(self._systems))
+            and all(map(str.strip, reference_texts))
+            and all(map(str.strip, texts))
+            and all(map(str.strip, names))
+        )
 
+    def columns(self) -> Columns:
+        return self._columns
 
-def _record(row: _Sample, system: str, text: str, heard: _Audio, said: str, spoken: _Audio) -> Record | None:
-    name, speaker, extra = row.id, row.speaker, None
-    if row.misc is not _NONE:
-        extra = {"misc": row.misc}
-        if name is None:
-            name = _misc(row.misc).sample_id
-    if not (
-        name
-        and name.isprintable()
-        and speaker.isprintable()
-        and SCENE_START not in system
-        and system.strip()
-        and heard.audio_url.strip()
-        and spoken.audio_url.strip()
-    ):
-        return None
-    return Record(
-        name,
-        Utterance(said, Audio(spoken.audio_url, spoken.offset, spoken.duration)),
-        (Utterance(text, Audio(heard.audio_url, heard.offset, heard.duration)),),
-        speaker,
-        system,
-        None,
-        extra,
-        row.origin,
-    )
+    def records(self, origins: Iterable[str | None]) -> list[Record]:
+        return [
+            Record(
+                name,
+                Utterance(said, Audio(target, spoken.offset, spoken.duration)),
+                (Utterance(text, Audio(reference, heard.offset, heard.duration)),),
+                speaker,
+                system,
+                None,
+                None if row.misc is _NONE else {"misc": row.misc},
+                row.origin or origin,
+            )
+            for row, name, origin, (speaker, system, text, reference, heard, said, target, spoken) in zip(
+                self._samples, self._columns.ids, origins, self._pairs, strict=False
+            )
+        ]

@@ -52,6 +52,13 @@ def said(value: str, what: str) -> str:
     return value
 
 
+def printable(text: str) -> str:
+    """One line that can be printed, whatever data the text quotes."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def name_of(value: Any, what: str) -> str | None:
     """An id or a speaker; None where there is none.
 

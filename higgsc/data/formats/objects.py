@@ -94,8 +94,10 @@ def is_lines(path: Path) -> bool:
     """Whether a file that starts with `{` has an object a line; it has not if the first one goes on after its line."""
     if first_character(path) != "{":
         return False
-    with path.open("rb") as stream:
-        head = stream.read(_LARGEST_SAMPLE if path.stat().st_size > _HEAD else _HEAD)
+    head = read_head(path)
+    if b"\n" not in head.lstrip():
+        with path.open("rb") as stream:
+            head = stream.read(_LARGEST_SAMPLE)
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     line = first.split(b"\n", 1)[0]
     try:

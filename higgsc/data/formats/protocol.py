@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from higgsc.data.formats.objects import Located, read_objects
 from higgsc.data.records import Record
 
-Fast = Callable[[bytes], Record | None]
-"""A reader of one line for the usual case; None where the careful one has to look."""
+
+class Columns(NamedTuple):
+    """Samples that have one reference and a target, each with audio: the fields that checks look at, one by one."""
+
+    ids: Sequence[str]
+    speakers: Sequence[str]
+    texts: Sequence[str]
+    reference_texts: Sequence[str]
+    audio: Sequence[str]
+    """Names of the targets' files, then those of the references'."""
+
+
+class Rows(Protocol):
+    """Samples read together, all of them sound."""
+
+    def columns(self) -> Columns | None:
+        """Their fields; None if one of them is no pair of reference and target."""
+
+    def records(self, origins: Iterable[str | None]) -> list[Record]:
+        """The same as records; those that name no origin get theirs."""
+
+
+Fast = Callable[[list[bytes]], Rows | None]
+"""A reader of lines for the usual case; None where the careful one has to look, a line at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +50,6 @@ class Format:
     rows: Callable[[Path], Iterator[Located]] = read_objects
     """The rows of a file with their lines."""
     fast: Callable[[], Fast] | None = None
-    """Makes a reader of single lines of JSON that agrees with `record` and is ten times as quick."""
+    """Makes a reader of many lines of JSON at once that agrees with `record` and is ten times as quick."""
     claims: Callable[[Path], str | None] | None = None
     """For what is no list of JSON objects: what in the file itself, before any row, shows the format."""

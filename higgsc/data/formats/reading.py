@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,8 +23,9 @@ from higgsc.data.formats import (
     swift,
     train_higgs_audio,
 )
+from higgsc.data.formats.fields import printable
 from higgsc.data.formats.objects import is_lines, locate_line, read_head, read_objects
-from higgsc.data.formats.protocol import Format
+from higgsc.data.formats.protocol import Format, Rows
 from higgsc.data.records import Record, Rejected
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
@@ -38,6 +41,8 @@ Read = tuple[int, Record | Rejected]
 """1-based line where a sample starts, and the sample, usable or not."""
 
 _ROWS_LOOKED_AT = 20
+_PIECE = 1 << 16
+"""Bytes of lines that are read together: few enough to stay in the processor's cache."""
 
 
 def detect(path: Path) -> tuple[Format, str]:
@@ -65,6 +70,19 @@ def detect(path: Path) -> tuple[Format, str]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples on lines that follow each other, all of them sound."""
+
+    first: int
+    """1-based line of the first."""
+    rows: Rows
+
+    def reads(self) -> list[Read]:
+        """The samples one by one."""
+        return list(enumerate(self.rows.records(repeat(None)), self.first))
+
+
 def read_records(path: Path, format_name: str, *, root: Path) -> Iterator[Read]:
     """Read a data file, in order and a piece at a time.
 
@@ -76,6 +94,12 @@ def read_records(path: Path, format_name: str, *, root: Path) -> Iterator[Read]:
     Raises:
         StepError: The file is missing (66), cannot be read, or is of no known format (65).
     """
+    pieces = read_batches(path, format_name, root=root)
+    return (read for piece in pieces for read in (piece.reads() if isinstance(piece, Batch) else piece))
+
+
+def read_batches(path: Path, format_name: str, *, root: Path) -> Iterator[Batch | list[Read]]:
+    """As `read_records`, many at a time; what no quick reader knows comes as a list."""
     if format_name != "auto" and format_name not in FORMATS:
         raise StepError(f"unknown data format {format_name!r}", path=path, help=f"known are auto, {', '.join(FORMATS)}")
     form = detect(path)[0] if format_name == "auto" else FORMATS[format_name]
@@ -86,25 +110,33 @@ def read_records(path: Path, format_name: str, *, root: Path) -> Iterator[Read]:
     return _read_rows(path, form, stem)
 
 
-def _read_rows(path: Path, form: Format, stem: str) -> Iterator[Read]:
+def _read_rows(path: Path, form: Format, stem: str) -> Iterator[list[Read]]:
     for number, located in enumerate(form.rows(path)):
-        yield located.line, _record(located.value, located.problem, located.line, form, path, f"{stem}-{number:06d}")
+        name = f"{stem}-{number:06d}"
+        yield [(located.line, _record(located.value, located.problem, located.line, form, path, name))]
 
 
-def _read_lines(path: Path, form: Format, stem: str) -> Iterator[Read]:
-    """As `_read_rows`, with the quick reader where it knows the line."""
+def _read_lines(path: Path, form: Format, stem: str) -> Iterator[Batch | list[Read]]:
+    """As `_read_rows`, with the quick reader where it knows all lines of a piece, or one of them."""
     assert form.fast is not None
-    quick, blank = form.fast(), 0
+    quick, blank, first = form.fast(), 0, 1
     with path.open("rb") as stream:
-        for line_number, line in enumerate(stream, start=1):
-            if (record := quick(line)) is not None:
-                yield line_number, record
-            elif line.isspace():
-                blank += 1
-            else:
-                name = f"{stem}-{line_number - blank - 1:06d}"
-                located = locate_line(line, line_number)
-                yield line_number, _record(located.value, located.problem, line_number, form, path, name)
+        while lines := stream.readlines(_PIECE):
+            if (rows := quick(lines)) is not None:
+                yield Batch(first, rows)
+                first += len(lines)
+                continue
+            reads: list[Read] = []
+            for number, line in enumerate(lines, first):
+                if (row := quick([line])) is not None:
+                    reads.append((number, row.records(repeat(None))[0]))
+                elif line.isspace():
+                    blank += 1
+                else:
+                    located, name = locate_line(line, number), f"{stem}-{number - blank - 1:06d}"
+                    reads.append((number, _record(located.value, located.problem, number, form, path, name)))
+            yield reads
+            first += len(lines)
 
 
 def _record(value: Any, problem: str | None, line: int, form: Format, path: Path, name: str) -> Record | Rejected:
@@ -118,7 +150,7 @@ def _record(value: Any, problem: str | None, line: int, form: Format, path: Path
     if fits and form.name not in fits:
         other, evidence = next(iter(fits.items()))
         reason += f"; the row looks like {other} ({evidence}), and the file is read as {form.name}"
-    return Rejected(id=_named(value) or name, source=path, line=line, reason=reason)
+    return Rejected(id=_named(value) or name, source=path, line=line, reason=printable(reason))
 
 
 def _named(value: Any) -> str | None:
@@ -139,7 +171,7 @@ def _evidence(path: Path) -> tuple[int, dict[str, str]]:
         if located.problem is not None:
             continue
         value = located.value
-        if found := {form.name: why for form in FORMATS.values() if (why := form.detect(value, path))}:
+        if found := {form.name: printable(why) for form in FORMATS.values() if (why := form.detect(value, path))}:
             return located.line, found
         fields = f"the fields {', '.join(map(repr, value))}" if isinstance(value, dict) else f"{value!r:.60}"
         seen = seen or (located.line, fields)

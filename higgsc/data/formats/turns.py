@@ -47,8 +47,8 @@ def split_system(turns: list[Turn]) -> tuple[str | None, str | None, list[Turn]]
     return system, scene, turns
 
 
-def dialogue(turns: list[Turn], *, plain_request: bool = False) -> tuple[tuple[Utterance, ...], Utterance]:
-    """References and target of the turns after the system's.
+def dialogue(turns: list[Turn], *, plain_request: bool = False) -> tuple[tuple[Utterance, ...], Utterance, str | None]:
+    """References and target of the turns after the system's, and the request if it asks for another text.
 
     Args:
         turns: They alternate between `user` and `assistant`.
@@ -69,12 +69,19 @@ def dialogue(turns: list[Turn], *, plain_request: bool = False) -> tuple[tuple[U
     asked = turns[-2 if len(turns) % 2 == 0 else -1][1]
     if len(turns) <= 2 and any(isinstance(part, Audio) for part in asked):
         reference, request = _user_turn(asked)
-        return (reference,), Utterance(_target_text(text, request, plain=plain_request), audio)
+        target = _target_text(text, request, plain=plain_request)
+        return (reference,), Utterance(target, audio), _other(request, target)
     references = tuple(
         _reference(number, turns[2 * number][1], turns[2 * number + 1][1]) for number in range((len(turns) - 1) // 2)
     )
     request = only_text(asked, "second user turn" if len(references) == 1 else "last user turn")
-    return references, Utterance(_target_text(text, request, plain=REQUEST not in request), audio)
+    target = _target_text(text, request, plain=REQUEST not in request)
+    return references, Utterance(target, audio), _other(request, target)
+
+
+def _other(request: str | None, target: str) -> str | None:
+    """A request that is more than the target's text, or that text after the usual words."""
+    return None if request is None or request in (target, f"{REQUEST}{target}", f"{REQUEST} {target}") else request
 
 
 def part_of(part: Any) -> Part:

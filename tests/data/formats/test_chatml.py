@@ -111,6 +111,27 @@ def test_the_transcript_wins_over_the_request(tmp_path: Path) -> None:
     assert read_one(tmp_path, sample).target_text == "said"
 
 
+GUIDES = {
+    "guide-chatml-one": "Target text to generate",
+    "guide-chatml-array": "والميزة فيها يعني الكيس الماتيريال، هذا انت بيتي هو كاربون.",
+    "guide-chatml-prompt": "no target audio: this is a prompt",
+    "guide-paired": "no target audio: this is a prompt",
+    "guide-conversations": "no target audio: this is a prompt",
+    "guide-mixed": "no target audio: this is a prompt",
+    "guide-manifest": "no reference: recordings of one speaker are paired with `pairing: same-speaker`",
+}
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_the_examples_of_guides_are_learned_from_or_refused_for_the_right_reason(name: str) -> None:
+    """To the letter as people copy them; what `convert` makes of them is beside them."""
+    path = QUICKSTART.parents[3] / "tests" / "fixtures" / "formats" / f"{name}.json"
+    homes = QUICKSTART.parents[4]  # an example reaches for audio in a folder beside the project
+    (read,) = read_samples(SourceFile(path=path), root=homes)
+    said = read.reason if isinstance(read, Rejected) else read.target_text
+    assert said.startswith(GUIDES[name])
+
+
 def test_parts_that_hold_no_text_do_not_count(tmp_path: Path) -> None:
     sample = three_turns()
     sample["messages"][2]["content"].insert(0, text(" "))

@@ -100,54 +100,8 @@ def test_any_record_survives_chatml(tmp_path_factory: pytest.TempPathFactory, re
     assert (folder / "c.jsonl").read_bytes().splitlines() == list(map(encode, records))
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-    max_leaves=4,
-)
-STRANGE = JSON | st.sampled_from(["", " ", "\ud800", "<|scene_desc_start|>x<|scene_desc_end|>", -1, 1e400, 10**30])
-
-
 def samples() -> list[dict[str, Any]]:
     return [json.loads(line) for line in (FIXTURES / "chatml-lines.jsonl").read_text().splitlines() if line[1] == '"']
-
-
-@settings(deadline=None)  # files on a busy disk
-@given(st.data())
-def test_the_quick_reader_agrees_with_the_careful_one(data: st.DataObject) -> None:
-    """On the usual rows, and on rows of which one place holds something else."""
-    sample = data.draw(st.sampled_from(samples()))
-    places = [(sample, key) for key in sample]
-    waiting: list[Any] = list(sample.values())
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict | list):
-            keys = list(value) if isinstance(value, dict) else list(range(len(value)))
-            places += [(value, key) for key in keys]
-            waiting += [value[key] for key in keys]
-    if data.draw(st.booleans()):
-        container, key = data.draw(st.sampled_from(places))
-        container[key] = data.draw(STRANGE)
-    line = json.dumps(sample, ensure_ascii=data.draw(st.booleans())).encode("utf-8", "surrogatepass")
-    fast = FORMATS["chatml"].fast
-    assert fast is not None
-    quick = fast()(line)
-    if quick is None:
-        return
-    careful = FORMATS["chatml"].record(json.loads(line), "none", Path("x.jsonl"))
-    assert json.loads(msgspec.json.encode(quick)) == json.loads(msgspec.json.encode(careful))
-
-
-def test_the_quick_reader_reads_the_usual_rows() -> None:
-    """Otherwise the test above would hold for a reader that reads nothing."""
-    fast = FORMATS["chatml"].fast
-    assert fast is not None
-    read = fast()
-    three, *_ = samples()
-    assert read(json.dumps(three).encode()) is not None
-    five = next(sample for sample in samples() if len(sample["messages"]) == 4)
-    five["messages"].append({"role": "assistant", "content": {"type": "audio", "audio_url": "b.wav"}})
-    assert read(json.dumps(five | {"id": "x"}).encode()) is not None
 
 
 @pytest.mark.parametrize(
@@ -167,6 +121,24 @@ def test_what_fits_two_formats_is_not_guessed(tmp_path: Path, row: dict[str, Any
     if "paired" in names and "text" in row:
         ((_, read),) = read_records(path, "paired", root=tmp_path)
         assert isinstance(read, Record)
+
+
+@pytest.mark.parametrize("last, form", [("said", "mixed"), (f"{REQUEST} said", "chatml"), ({"type": "text"}, "chatml")])
+def test_a_user_turn_without_a_request_is_mixed(tmp_path: Path, last: Any, form: str) -> None:
+    path = tmp_path / "a.jsonl"
+    content = ["ref", {"type": "audio", "audio_url": "a.wav"}, last]
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": content}]}))
+    assert detect(path)[0].name == form
+
+
+def test_what_cannot_be_printed_is_told_on_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(samples()[0]) + '\n{"messages": [{"role": "a\\n\\ud800", "content": "x"}]}\n')
+    made = convert(SourceFile(path=path), tmp_path / "b.jsonl")
+    assert made.rejects is not None
+    assert "unknown order of turns: a\\n\\ud800;" in json.loads(made.rejects.read_text("utf-8"))["cause"]
+    path.write_text('{"messages": [{"role": "a\\n\\ud800", "content": "x"}]}\n')
+    assert detect(path)[1] == "a list `messages` with the roles a\\n\\ud800"
 
 
 def test_mixed_formats_in_one_file_name_the_other_format(tmp_path: Path) -> None:

@@ -3,14 +3,15 @@
 PEFT stores `adapter_config.json` and `adapter_model.safetensors`. A target module `m` of the base has two
 tensors, `base_model.model.<m>.lora_A.weight` [rank, in] and `base_model.model.<m>.lora_B.weight` [out, rank],
 and stands for `W + scale * B @ A`. The scale is alpha / rank, or alpha / sqrt(rank) with rsLoRA
-(https://arxiv.org/abs/2312.03732); `rank_pattern` and `alpha_pattern` override both per module.
+(https://arxiv.org/abs/2312.03732); `rank_pattern` and `alpha_pattern` override both per module. With DoRA
+(https://arxiv.org/abs/2402.09353) a third tensor, `lora_magnitude_vector` [out], holds the lengths to which the rows
+of the sum are scaled. A module in `modules_to_save` has one, `base_model.model.<m>.weight`, which takes W's place.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +20,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from higgsc.catalog.adapter import value_of
 from higgsc.contract.outcome import ExitCode, StepError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
-_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
+_PREFIX = "base_model.model."
+_HALVES = (".lora_A.weight", ".lora_B.weight")
+_MAGNITUDE = ".lora_magnitude_vector"
 
 _UNDERSTOOD = frozenset(
     {
-        "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights", "bias",
+        "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "modules_to_save",
+        "init_lora_weights", "bias",
         # These say how the adapter was made or found, and change nothing about what it stands for.
         "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
         "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout",
@@ -42,7 +47,7 @@ _INITIALISATIONS_THAT_KEEP_THE_BASE = (True, False, "gaussian", "orthogonal", "e
 
 @dataclass(frozen=True, slots=True)
 class LoraLayer:
-    """The adapter of one linear layer: `scale * B @ A` is added to the weight."""
+    """The adapter of one linear layer: `scale * B @ A` is added to the weight, and with DoRA the rows are scaled."""
 
     module: str
     """Path in the base model, such as `model.layers.0.self_attn.q_proj`."""
@@ -50,6 +55,8 @@ class LoraLayer:
     """Name of the tensor [rank, in] in the adapter's file."""
     key_b: str
     """Name of the tensor [out, rank]."""
+    key_magnitude: str | None
+    """Name of the tensor [out]; None without DoRA."""
     shape: tuple[int, int]
     """Shape of the weight it adds to: (out, in)."""
     rank: int
@@ -63,6 +70,8 @@ class Adapter:
     folder: Path
     layers: Mapping[str, LoraLayer]
     """By the name of the base's weight, such as `model.layers.0.self_attn.q_proj.weight`."""
+    full: Mapping[str, str]
+    """Weights that were trained whole: their name in the base to that in the adapter's file."""
     base: str | None
     """What it was trained on, if it says."""
     revision: str | None
@@ -96,18 +105,26 @@ def open_adapter(folder: Path) -> Adapter:
         )
     shapes = _shapes(path)
     layers: dict[str, LoraLayer] = {}
+    full: dict[str, str] = {}
     for key in shapes:
-        match = _KEY.fullmatch(key)
-        if match is None:
-            raise StepError(f"tensor {key!r} is not the A or B matrix of a linear layer", path=path)
-        module = match["module"]
-        if f"{module}.weight" not in layers:
-            layers[f"{module}.weight"] = _layer(module, key.rsplit(".lora_", 1)[0], shapes, config, path)
+        stem = next((key.removesuffix(end) for end in (*_HALVES, _MAGNITUDE) if key.endswith(end)), None)
+        if key.startswith(_PREFIX) and stem is not None:
+            module = stem.removeprefix(_PREFIX)
+            if f"{module}.weight" not in layers:
+                layers[f"{module}.weight"] = _layer(module, stem, shapes, config, path)
+        elif _trained_whole(key, config):
+            full[key.removeprefix(_PREFIX)] = key
+        else:
+            raise StepError(
+                f"tensor {key!r} is not the A or B matrix of a linear layer, and no module of `modules_to_save`",
+                path=path,
+            )
     if not layers:
         raise StepError("the adapter holds no tensors", path=path)
     return Adapter(
         folder=folder,
         layers=layers,
+        full=full,
         base=config.get("base_model_name_or_path"),
         revision=config.get("revision"),
     )
@@ -116,14 +133,14 @@ def open_adapter(folder: Path) -> Adapter:
 def _layer(
     module: str, prefix: str, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], path: Path
 ) -> LoraLayer:
-    keys = f"{prefix}.lora_A.weight", f"{prefix}.lora_B.weight"
+    keys = [f"{prefix}{end}" for end in _HALVES]
     for key in keys:
         if key not in shapes:
             raise StepError(f"tensor {key!r} is missing, while its other half is there", path=path)
         if len(shapes[key]) != 2:
             raise StepError(f"tensor {key!r} has shape {list(shapes[key])}, not two dimensions", path=path)
-    rank = _of_module("r", "rank_pattern", module, config)
-    alpha = _of_module("lora_alpha", "alpha_pattern", module, config)
+    rank = value_of(config.get("rank_pattern") or {}, module, config["r"])
+    alpha = value_of(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
     (rank_a, columns), (rows, rank_b) = (shapes[key] for key in keys)
     for key, found in zip(keys, (rank_a, rank_b), strict=True):
         if found != rank:
@@ -132,15 +149,27 @@ def _layer(
                 path=path,
             )
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return LoraLayer(module=module, key_a=keys[0], key_b=keys[1], shape=(rows, columns), rank=rank_a, scale=scale)
+    magnitude = f"{prefix}{_MAGNITUDE}"
+    if (magnitude in shapes) != bool(config.get("use_dora")):
+        there = "is there" if magnitude in shapes else "is missing"
+        raise StepError(f"tensor {magnitude!r} {there}, but `use_dora` is {bool(config.get('use_dora'))}", path=path)
+    if shapes.get(magnitude, (rows,)) != (rows,):
+        raise StepError(f"tensor {magnitude!r} has shape {list(shapes[magnitude])}, not {[rows]}", path=path)
+    return LoraLayer(
+        module=module,
+        key_a=keys[0],
+        key_b=keys[1],
+        key_magnitude=magnitude if config.get("use_dora") else None,
+        shape=(rows, columns),
+        rank=rank_a,
+        scale=scale,
+    )
 
 
-def _of_module(default: str, patterns: str, module: str, config: Mapping[str, Any]) -> float:
-    # PEFT's rule (`get_pattern_key`): the first pattern that matches a dotted suffix of the path wins.
-    for pattern, value in (config.get(patterns) or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return float(value)
-    return float(config[default])
+def _trained_whole(key: str, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor is the weight of a module in `modules_to_save`, which are suffixes of paths."""
+    modules = tuple(config.get("modules_to_save") or ())
+    return key.startswith(_PREFIX) and key.endswith(tuple(f"{module}.weight" for module in modules))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -180,7 +209,7 @@ def _refuse_other_kinds(config: Mapping[str, Any], path: Path) -> None:
             raise StepError(
                 f"`{key}` is {value!r}: an adapter that uses it cannot be merged exactly",
                 path=path,
-                help="plain LoRA on linear layers can be, with rsLoRA, rank and alpha patterns",
+                help="LoRA on linear layers can be, with rsLoRA, DoRA, rank and alpha patterns, and modules to save",
             )
 
 
@@ -196,15 +225,15 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
         ) from error
 
 
-def read_pair(adapter: Adapter, layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
-    """The matrices A [rank, in] and B [out, rank] of a layer, in float32.
+def read_tensors(adapter: Adapter, *keys: str) -> list[torch.Tensor]:
+    """Tensors of the adapter's file, in float32.
 
     Raises:
         StepError: One of them holds a value that is not finite (65).
     """
+    found = []
     with safe_open(adapter.weights_path, "pt") as file:
-        pair = []
-        for key in (layer.key_a, layer.key_b):
+        for key in keys:
             tensor: torch.Tensor = file.get_tensor(key).float()
             if not bool(torch.isfinite(tensor).all()):
                 raise StepError(
@@ -212,5 +241,5 @@ def read_pair(adapter: Adapter, layer: LoraLayer) -> tuple[torch.Tensor, torch.T
                     path=adapter.weights_path,
                     help="the training diverged or the file is damaged; pick an earlier checkpoint",
                 )
-            pair.append(tensor)
-    return pair[0], pair[1]
+            found.append(tensor)
+    return found
