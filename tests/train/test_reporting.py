@@ -228,6 +228,8 @@ def test_utilisation_is_needed_arithmetic_over_the_peak(project: Project) -> Non
     needed = 4 * 2.844e9 * 1000 / 2.0
     assert utilisation(job, window, peak=1e15) == pytest.approx(needed / 1e15, rel=0.06)
     assert utilisation(job, window, peak=2e15) == utilisation(job, window, peak=1e15) / 2
+    again = job.model_copy(update={"activation_checkpointing": "full"})
+    assert utilisation(again, window, peak=1e15) == utilisation(job, window, peak=1e15)
 
 
 def test_cards_that_the_peak_is_known_of() -> None:

@@ -121,6 +121,18 @@ def _as_mapping(node: Node, path: NodePath) -> Hint:
         return Hint(f"write `{{every_steps: {written}}}`")
     if last == "merge" and value in ("best", "last"):
         return Hint(f"write `{{select: {written}}}`", f"{{select: {written}}}")
+    if last == "tracking" and isinstance(value, str | tuple):
+        tools = [value] if isinstance(value, str) else [str(entry.value) for entry in value]
+        return Hint(f"write `{{to: [{', '.join(tools)}]}}`")
+    if last == "contrastive":
+        weight = written if isinstance(value, int | float) and not isinstance(value, bool) else "0.1"
+        return Hint(f"write `{{weight: {weight}}}`")
+    if last == "curriculum":
+        return Hint("write `{start_seconds: 5, steps: 1000}`")
+    if path[:2] == ("loss", "schedule") and len(path) == 4:
+        step, *rest = [entry.span.text for entry in value] if isinstance(value, tuple) else ["0"]
+        factors = f"factors: [{', '.join(rest)}]" if path[2] == "codebooks" else f"factor: {(*rest, '1')[0]}"
+        return Hint(f"write `{{step: {step}, {factors}}}`")
     if last == "parallelism" and isinstance(value, str | int):
         return Hint("`{shard: 8}` divides the weights between eight GPUs (FSDP); without it each holds all of them")
     return Hint(f"write `{last}: {{key: value}}`, or its keys below it, indented" if isinstance(last, str) else None)
@@ -153,6 +165,8 @@ _LISTS: dict[str | int, str] = {
     "targets": "[self_attn.q_proj, self_attn.v_proj]",
     "heads": "[audio]",
     "secrets": "[HF_TOKEN]",
+    "to": "[tensorboard, wandb]",
+    "codebooks": "[2, 1, 1, 1, 1, 1, 1, 1]",
 }
 """What to write for a list."""
 
