@@ -32,6 +32,8 @@ _FORMATS = {
     "gpu_memory_gb": "{:.1f} GB",
 }
 
+logger = logging.getLogger(__name__)
+
 
 def line(values: Mapping[str, float], eta: float | None = None) -> str:
     """The main figures as one line for people."""
@@ -129,4 +131,8 @@ def training_log(run: Path, *, enabled: bool) -> Iterator[None]:
     finally:
         package.removeHandler(handler)
         package.setLevel(level)
-        handler.close()
+        try:
+            handler.close()
+        except OSError as error:
+            # Of a full disk, say; it must not stand in front of the error that ended the training.
+            logger.warning("%s: the last lines are lost: %s", path, error.strerror)

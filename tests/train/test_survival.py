@@ -211,6 +211,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
+# TensorBoard writes from a thread of its own, which dies of it too.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk(project: Project, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Full at once, full at a later checkpoint, and full for the figures: in no case is a whole checkpoint lost."""
     (project.root / "run").symlink_to(small_disk)
