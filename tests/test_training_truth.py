@@ -154,6 +154,7 @@ def jobs() -> tuple[PrepareJob, TrainJob, MergeJob]:
             validation_fraction=0.0,
             limits=DataLimits(min_seconds=0.5, max_seconds=30, max_bad_fraction=0.0),
             store="store",
+            cache="codes",
         ),
         TrainJob(
             **common,

@@ -33,11 +33,17 @@ from higgsc.contract.publish import publish_folder
 from higgsc.contract.receipts import sha256_file
 from higgsc.data.layout import Segments
 
-STORE_SCHEMA = "higgsc.store/v1"
+STORE_SCHEMA = "higgsc.store/v2"
 STORE_FILE = "store.json"
-_FILES = ("codes.u16", "text.u32", "clips.npy", "samples.npy", "samples.jsonl", "rejected.jsonl")
+STORE_FILES = ("codes.u16", "text.u32", "clips.npy", "samples.npy", "samples.jsonl", "rejected.jsonl")
 
-CLIP_ROW = np.dtype([("offset", "<i8"), ("frames", "<i4")])
+CLIP_ROW = np.dtype(
+    [
+        ("offset", "<i8"),  # frames before it in codes.u16
+        ("frames", "<i4"),
+        ("audio", "u1", (32,)),  # SHA-256 of the audio file that it, or a part of it, was encoded from
+    ]
+)
 
 SAMPLE_ROW = np.dtype(
     [
@@ -88,7 +94,7 @@ class StoreWriter:
         """
         self._path = path
         self._made_by = dict(made_by)
-        self._clips: list[tuple[int, int]] = []
+        self._clips: list[tuple[int, int, npt.NDArray[np.uint8]]] = []
         self._samples: list[tuple[int, int, int, int, int, int, int, bool, int]] = []
         self._speakers: dict[str, int] = {}
         self._frames = self._words = self._record_bytes = self._rejected = 0
@@ -112,12 +118,20 @@ class StoreWriter:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def add_clip(self, codes: Codes) -> int:
-        """Append a clip of codes `[T, 8]`, each below 1024; returns its number, which samples refer to."""
+    def add_clip(self, codes: Codes, *, audio: bytes) -> int:
+        """Append a clip.
+
+        Args:
+            codes: `[T, 8]`, each below 1024.
+            audio: SHA-256 of the file that it comes from.
+
+        Returns:
+            Its number, which samples refer to.
+        """
         if codes.ndim != 2 or codes.shape[1] != CODEBOOKS or not len(codes) or codes.dtype != np.uint16:
             raise ValueError(f"a clip is uint16 [T >= 1, {CODEBOOKS}], not {codes.dtype} {list(codes.shape)}")
         self._codes.write(codes.astype("<u2").tobytes())
-        self._clips.append((self._frames, len(codes)))
+        self._clips.append((self._frames, len(codes), np.frombuffer(audio, dtype=np.uint8)))
         self._frames += len(codes)
         return len(self._clips) - 1
 
@@ -178,7 +192,7 @@ class StoreWriter:
                     "size": (self._folder / name).stat().st_size,
                     "sha256": sha256_file(self._folder / name),
                 }
-                for name in _FILES
+                for name in STORE_FILES
             },
         }
         text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
@@ -236,7 +250,7 @@ class Store:
         schema = description.get("schema") if isinstance(description, dict) else None
         if schema != STORE_SCHEMA:
             raise _damaged(path / STORE_FILE, f"is of schema {schema!r}, this version reads {STORE_SCHEMA!r}")
-        for name in _FILES:
+        for name in STORE_FILES:
             file, expected = path / name, description["files"][name]
             if not file.is_file():
                 raise _damaged(file, "is missing")
@@ -279,7 +293,7 @@ class Store:
         return record
 
     def _clip(self, number: int) -> Codes:
-        offset, frames = (int(value) for value in self._clips[number])
+        offset, frames = int(self._clips["offset"][number]), int(self._clips["frames"][number])
         return np.array(self._codes[offset : offset + frames], dtype=np.uint16)
 
     def _frames_of(self, clip: str) -> npt.NDArray[np.int64]:
