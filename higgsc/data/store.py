@@ -79,6 +79,31 @@ class StoredSample:
     """Codes of the target, `[T, 8]`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Where the parts of all samples are, for those who take many at a time. int64, a row a sample."""
+
+    text: npt.NDArray[np.int64]
+    """First id in text.u32, `[n]`; the parts lie one after the other."""
+    words: npt.NDArray[np.int64]
+    """Ids of prefix, middle and suffix, `[n, 3]`."""
+    first_frame: npt.NDArray[np.int64]
+    """Of reference and target in codes.u16, `[n, 2]`."""
+    frames: npt.NDArray[np.int64]
+    """Of reference and target, `[n, 2]`."""
+
+    @classmethod
+    def of(cls, samples: npt.NDArray[Any], clips: npt.NDArray[Any]) -> Index:
+        """From the rows of samples.npy and clips.npy."""
+        both = np.stack([samples["reference"], samples["target"]], axis=1)
+        return cls(
+            text=samples["text"].astype(np.int64),
+            words=np.stack([samples[part] for part in ("prefix", "middle", "suffix")], axis=1).astype(np.int64),
+            first_frame=clips["offset"][both].astype(np.int64),
+            frames=clips["frames"][both].astype(np.int64),
+        )
+
+
 class StoreWriter:
     """Writes a store; a context manager. Only a block that ends well leaves a folder at the destination.
 
@@ -208,8 +233,10 @@ class Store:
         """What the content depends on: `base`, `revision`, `codec` (a fingerprint), `seed` and more."""
         self.counts: Mapping[str, int] = description["counts"]
         self.speakers: list[str] = description["speakers"]
-        self._codes = np.memmap(path / "codes.u16", dtype="<u2", mode="r").reshape(-1, CODEBOOKS)
-        self._text = np.memmap(path / "text.u32", dtype="<u4", mode="r")
+        self.codes: Codes = np.memmap(path / "codes.u16", dtype="<u2", mode="r").reshape(-1, CODEBOOKS)
+        """All frames, `[F, 8]`."""
+        self.text: npt.NDArray[np.uint32] = np.memmap(path / "text.u32", dtype="<u4", mode="r")
+        """All text ids, `[W]`."""
         self._clips = np.load(path / "clips.npy")
         self._samples = np.load(path / "samples.npy")
         self._records = np.memmap(path / "samples.jsonl", dtype=np.uint8, mode="r")
@@ -217,11 +244,12 @@ class Store:
         """Numbers of the samples to train on, ascending."""
         self.validation: npt.NDArray[np.int64] = np.flatnonzero(self._samples["validation"])
         """Numbers of the samples held out, ascending."""
-        self.target_frames: npt.NDArray[np.int64] = self._frames_of("target")
+        self.index = Index.of(self._samples, self._clips)
+        """Where the parts of each sample are."""
+        self.target_frames: npt.NDArray[np.int64] = self.index.frames[:, 1]
         """Frames of each sample's target, `[n]`."""
-        texts = sum(self._samples[part].astype(np.int64) for part in ("prefix", "middle", "suffix"))
         self.lengths: npt.NDArray[np.int64] = (
-            texts + self._frames_of("reference") + self.target_frames + 2 * EXTRA_ROWS_PER_CLIP
+            self.index.words.sum(axis=1) + self.index.frames.sum(axis=1) + 2 * EXTRA_ROWS_PER_CLIP
         )
         """Positions of each sample's full sequence, audio rows and text, `[n]`."""
 
@@ -273,7 +301,7 @@ class Store:
         record = self.record(index)
         lengths = [int(row[part]) for part in ("prefix", "middle", "suffix")]
         start = int(row["text"])
-        ids = self._text[start : start + sum(lengths)].astype(np.int64)
+        ids = self.text[start : start + sum(lengths)].astype(np.int64)
         prefix, middle, suffix = np.split(ids, np.cumsum(lengths)[:-1])
         return StoredSample(
             id=record["id"],
@@ -294,11 +322,7 @@ class Store:
 
     def _clip(self, number: int) -> Codes:
         offset, frames = int(self._clips["offset"][number]), int(self._clips["frames"][number])
-        return np.array(self._codes[offset : offset + frames], dtype=np.uint16)
-
-    def _frames_of(self, clip: str) -> npt.NDArray[np.int64]:
-        frames: npt.NDArray[np.int64] = self._clips["frames"][self._samples[clip]].astype(np.int64)
-        return frames
+        return np.array(self.codes[offset : offset + frames], dtype=np.uint16)
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

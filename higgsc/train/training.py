@@ -16,7 +16,8 @@ from higgsc.contract.outcome import Interrupted, StepError
 from higgsc.contract.state import write_state
 from higgsc.contract.stop import asked_to_stop
 from higgsc.data.store import STORE_FILE, Store
-from higgsc.train.batches import BatchPlan, pack
+from higgsc.train.assemble import assemble
+from higgsc.train.batches import BatchPlan
 from higgsc.train.checkpoint import VALIDATION_METRIC, read_checkpoint, save_checkpoint
 from higgsc.train.loss import LossModule, objective
 from higgsc.train.mesh import Mesh
@@ -25,7 +26,7 @@ from higgsc.train.model import adapter_parameters, add_lora, load_base
 from higgsc.train.optimizer import adamw, clip_gradients, learning_rate, set_learning_rate
 from higgsc.train.progress import Progress, moments, read_progress, restore, seed_dropout, writer
 from higgsc.train.resume import versions
-from higgsc.train.sequence import AudioTokens, build_sequence, label_counts
+from higgsc.train.sequence import AudioTokens, label_counts
 from higgsc.train.shelf import prune_checkpoints
 from higgsc.train.validate import validation_losses
 
@@ -174,7 +175,7 @@ class Training:
         losses = []
         rows = self._plan.micro_batches(step, mesh.rank)
         for number, row in enumerate(rows, start=1):
-            batch = pack([build_sequence(self._store.sample(int(index)), self._tokens) for index in row])
+            batch = assemble(self._store, row, self._tokens)
             mesh.accumulate(self._module, last=number == len(rows))
             with torch.autocast(mesh.device.type, self._autocast, enabled=self._autocast is not None):
                 sums = self._module(batch.to(mesh.device))
