@@ -11,6 +11,7 @@ from higgsc.contract.outcome import ExitCode, Interrupted, StepError, StepResult
 from higgsc.contract.receipts import sha256_file
 from higgsc.contract.state import write_state
 from higgsc.data.loading import first_line
+from higgsc.data.places import fetch_store, store_path
 from higgsc.data.store import STORE_FILE, Store
 from higgsc.train.batches import total_steps
 from higgsc.train.checkpoint import (
@@ -41,7 +42,7 @@ def run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
             full (74), if memory does not suffice, if another process is lost, or if the loss or a gradient stops
             being finite; nothing is saved from that step on.
     """
-    store = Store.open(context.path(job.store))
+    store = Store.open(fetch_store(job.store, job, context))
     total = total_steps(job.optimizer, samples=len(store.train), global_samples=job.batch.global_samples)
     try:
         with open_mesh(job.mesh, job.device, rank=context.rank, world_size=context.world_size) as mesh:
@@ -98,7 +99,7 @@ def _result(job: TrainJob, context: StepContext, total: int) -> StepResult:
     seconds = round(read_progress(last).seconds, 1)
     return StepResult(
         summary=summary,
-        inputs=(context.path(job.store) / STORE_FILE,),
+        inputs=(store_path(job.store, job, context) / STORE_FILE,),
         outputs=(folder, context.path(job.run) / "metrics.jsonl"),
         figures=figures | {"steps": total, "seconds": seconds},
     )
