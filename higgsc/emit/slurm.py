@@ -26,7 +26,10 @@ def slurm(build: Build) -> dict[str, str]:
         runs=[plan.run],
         jobs=jobs_of(plan, "afterok"),
         scripts={name: f"{plan.build}/{path}" for name, path in scripts.items()},
-        arrays={step.name: Shell(quote_argv(array_options(step.name, step.tasks, plan.run))) for step in plan.steps},
+        arrays={
+            step.name: Shell(quote_argv(array_options(step.name, step.tasks, plan.run, plan.site.array_limit)))
+            for step in plan.steps
+        },
     )
     return files
 
@@ -111,7 +114,7 @@ def directives(plan: Plan, step: Step, name: str, log: str) -> list[tuple[str, s
     return [*options, ("requeue", None), ("output", log), ("open-mode", "append"), ("export", PASSED_ON)]
 
 
-def array_options(step: str, tasks: int, run: str) -> tuple[str, ...]:
+def array_options(step: str, tasks: int, run: str, limit: int | None) -> tuple[str, ...]:
     """What `sbatch` is told, besides the script, of a step that is divided into tasks; nothing for any other.
 
     It is no part of the script, which is also run as a task of a sweep's array and then does all of the work. The
@@ -120,7 +123,8 @@ def array_options(step: str, tasks: int, run: str) -> tuple[str, ...]:
     if tasks == 1:
         return ()
     folder = f"{run}/logs".replace("%", "%%")
-    return f"--array=0-{tasks - 1}", f"--output={folder}/{step}-%A_%a.log"
+    at_once = f"%{limit}" if limit is not None else ""
+    return f"--array=0-{tasks - 1}{at_once}", f"--output={folder}/{step}-%A_%a.log"
 
 
 SHARDS = "shards"

@@ -17,6 +17,7 @@ from higgsc.launch.scheduler import Submission
 from higgsc.launch.slurm.scheduler import SlurmScheduler
 from tests.slurm.cluster import Cluster
 from tests.slurm.project import SPEC, Project
+from tests.slurm.test_arrays import scripts as sweep_scripts
 from tests.slurm.test_scripts import scripts
 
 SHARDED = SPEC.replace("data: {train: [{path: data.json}]}", "data: {train: [{path: data.json}], prepare: {shards: 3}}")
@@ -24,9 +25,9 @@ SHARDED = SPEC.replace("data: {train: [{path: data.json}]}", "data: {train: [{pa
 
 def test_the_array_is_between_nothing_and_prepare(tmp_path: Path) -> None:
     assert SHARDED != SPEC
-    files = scripts(tmp_path, {}, SHARDED)
+    files = scripts(tmp_path, {"array_limit": 2}, SHARDED)
     submit = files["submit.sh"]
-    assert "--array=0-2 --output=runs/t/logs/encode-%A_%a.log" in submit
+    assert "--array=0-2%2 --output=runs/t/logs/encode-%A_%a.log" in submit
     assert "generated/t/slurm/encode.sbatch shards)" in submit
     assert '--dependency="afterok:$encode" ' in submit
     assert submit.count("--array") == 1
@@ -39,12 +40,18 @@ def test_without_shards_there_is_no_such_step(tmp_path: Path) -> None:
     assert "encode.sbatch" not in scripts(tmp_path, {}, SPEC)
 
 
+def test_in_a_sweep_the_task_of_a_point_does_all_its_shards(tmp_path: Path) -> None:
+    files = sweep_scripts(tmp_path, {}, SHARDED + "sweep: {training.learning_rate: [1e-3, 2e-3]}\n")
+    assert "--array=0-1" in files["encode.sbatch"]
+    assert "shards" not in files["submit.sh"]
+
+
 def test_each_task_has_its_shard_and_prepare_waits_for_all(cluster: Cluster, tmp_path: Path) -> None:
     project = Project(cluster, tmp_path)
     project.write({"launcher": "srun"}, SHARDED)
     jobs = project.submit()
     assert list(jobs) == ["encode", "prepare", "train", "merge", "evaluate"]
-    cluster.wait(jobs["evaluate"], "COMPLETED")
+    cluster.wait(jobs["prepare"], "COMPLETED", timeout=120)
     for shard in range(3):
         assert f"encode rank 0 of 1 --shard {shard} on" in project.log(f"{jobs['encode']}_{shard}", "encode")
     alone = project.sbatch("encode")

@@ -216,7 +216,8 @@ def _key(submission: Submission, link: int) -> str:
 
 
 def _array(target: Target, submission: Submission) -> tuple[str, ...]:
-    return array_options(submission.step.name, submission.step.tasks, target.plan.run)
+    step, plan = submission.step, target.plan
+    return array_options(step.name, step.tasks, plan.run, plan.site.get("array_limit"))
 
 
 def _script(target: Target, submission: Submission) -> tuple[str, ...]:
