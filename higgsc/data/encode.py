@@ -57,7 +57,7 @@ def run(job: EncodeJob, context: StepContext, shard: int | None = None) -> StepR
         encode(samples, encoder, job, context, rejects, heartbeat.beat, among=mine)
     heartbeat.beat(len(mine), force=True)
     return StepResult(
-        summary=f"{encoder.encoded:,} of {len(mine):,} clips encoded, the others were before",
+        summary=f"{encoder.encoded:,} clips encoded, {len(mine) - encoder.encoded:,} were before",
         inputs=(
             *(places.path(source.path) for source in job.sources if not places.is_remote(places.path(source.path))),
             *sorted({span.path for span in mine if not places.is_remote(span.path)}),
