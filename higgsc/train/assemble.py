@@ -18,7 +18,7 @@ from higgsc.contract.outcome import StepError
 from higgsc.data.delay import IGNORE
 from higgsc.data.store import Store
 from higgsc.train.batches import PackedBatch
-from higgsc.train.sequence import AudioTokens
+from higgsc.train.sequence import AudioTokens, predicting
 
 Ids = NDArray[np.int64]
 
@@ -64,23 +64,38 @@ def assemble(store: Store, indices: Ids, tokens: AudioTokens) -> PackedBatch:
 
     audio = _delayed(store, indices, rows, tokens)
     target, target_frames = starts[:, 3], frames[:, 1]
-    # Row 0 of a target is all begin-of-stream, which nobody has to say; the others are predicted one position earlier.
-    labelled = target_frames + CODEBOOKS
-    labels = np.take(audio, _ranges(_before(rows)[:, 1] + 1, labelled), axis=0)
-    first = _before(labelled)
-    _put(labels, first, _HEAD[CODEBOOKS:] - CODEBOOKS, IGNORE)
-    _put(labels, first + target_frames, _TAIL, IGNORE)
+    labels = target_labels(audio, _before(rows)[:, 1], target_frames)
     spoken = np.stack([target - 1, starts[:, 4], starts[:, 4] + 1], axis=1).ravel()
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids)[None],
         position_ids=torch.from_numpy(np.arange(total) - np.repeat(starts[:, 0], lengths))[None],
         audio_input_ids=torch.from_numpy(audio)[None],
         audio_input_ids_mask=torch.ones((1, len(audio)), dtype=torch.bool),
-        audio_positions=torch.from_numpy(_ranges(target, labelled)),
+        audio_positions=torch.from_numpy(predicting(_ranges(target + 1, target_frames + CODEBOOKS))),
         audio_labels=torch.from_numpy(labels),
-        text_positions=torch.from_numpy(spoken - 1),
+        text_positions=torch.from_numpy(predicting(spoken)),
         text_labels=torch.from_numpy(input_ids[spoken]),
     )
+
+
+def target_labels(audio: Ids, first: Ids, frames: Ids) -> Ids:
+    """What the rows of the targets have to be predicted as, end to end; those of `higgsc.data.delay.delayed_labels`
+    that hold a label.
+
+    Args:
+        audio: Delayed rows `[M, 8]`.
+        first: First row of each target.
+        frames: Frames of each target.
+
+    Returns:
+        Codes or `IGNORE`, `[P, 8]`. Row 0 of a target is left out: it is all begin-of-stream, which nobody has to say.
+    """
+    counts = frames + CODEBOOKS
+    labels = np.take(audio, _ranges(first + 1, counts), axis=0)
+    begin = _before(counts)
+    _put(labels, begin, _HEAD[CODEBOOKS:] - CODEBOOKS, IGNORE)
+    _put(labels, begin + frames, _TAIL, IGNORE)
+    return labels
 
 
 def _delayed(store: Store, indices: Ids, rows: Ids, tokens: AudioTokens) -> Ids:
