@@ -15,7 +15,18 @@ from higgsc.compiler.codes import CODES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "higgsc"
-HEAVY = {"torch", "transformers", "peft", "msgspec", "numpy", "safetensors", "soundfile", "soxr", "tensorboard"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "peft",
+    "msgspec",
+    "numpy",
+    "safetensors",
+    "soundfile",
+    "soxr",
+    "tensorboard",
+    "fsspec",
+}
 COMPILE_SIDE = ("spec", "catalog", "compiler", "emit", "launch", "cli", "contract")
 RUN_SIDE = ("data", "train", "deploy")
 

@@ -23,6 +23,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from higgsc.catalog.codec import STREAM_EOS  # noqa: E402
 from higgsc.catalog.higgs_audio_v2 import TINY  # noqa: E402
 from higgsc.contract.jobs import (  # noqa: E402
     BatchJob,
@@ -41,9 +42,10 @@ from higgsc.contract.jobs import (  # noqa: E402
     TrainJob,
 )
 from higgsc.data import prepare  # noqa: E402
+from higgsc.data.delay import IGNORE  # noqa: E402
 from higgsc.data.store import Store  # noqa: E402
 from higgsc.deploy import merge  # noqa: E402
-from higgsc.train import sequence, step  # noqa: E402
+from higgsc.train import assemble, step  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -154,6 +156,7 @@ def jobs() -> tuple[PrepareJob, TrainJob, MergeJob]:
             validation_fraction=0.0,
             limits=DataLimits(min_seconds=0.5, max_seconds=30, max_bad_fraction=0.0),
             store="store",
+            cache="codes",
         ),
         TrainJob(
             **common,
@@ -245,19 +248,19 @@ def test_an_overfitted_sample_is_spoken_exactly_and_ends(tmp_path: Path) -> None
 
 def test_labels_that_are_not_shifted_teach_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each position is to predict its own input: the loss is as good, and the speech is not."""
-    monkeypatch.setattr(sequence, "predicting", lambda positions: positions)
+    monkeypatch.setattr(assemble, "predicting", lambda positions: positions)
     outcome = overfit_and_speak(tmp_path)
     assert outcome.audio_loss < 0.05
     assert not outcome.exact
 
 
 def test_an_end_that_is_not_labelled_never_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    delayed_labels = sequence.delayed_labels
+    target_labels = assemble.target_labels
 
-    def without_end(codes: Any, *, eos: int) -> Any:
-        labels = delayed_labels(codes, eos=eos)
-        return np.where(labels == eos, sequence.IGNORE, labels)
+    def without_end(*arguments: Any) -> Any:
+        labels = target_labels(*arguments)
+        return np.where(labels == STREAM_EOS, IGNORE, labels)
 
-    monkeypatch.setattr(sequence, "delayed_labels", without_end)
+    monkeypatch.setattr(assemble, "target_labels", without_end)
     outcome = overfit_and_speak(tmp_path)
     assert not outcome.stopped

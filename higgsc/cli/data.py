@@ -169,6 +169,6 @@ def _prepare_job(spec: Path) -> tuple[PrepareJob, Path]:
     if not compilation.compiled:
         sys.exit(ExitCode.DIAGNOSTICS)
     refuse_without_data(compilation)
-    job = compilation.compiled[0].plan.steps[0].job
-    assert isinstance(job, PrepareJob), "the first step prepares"
+    job = compilation.compiled[0].plan.step("prepare").job
+    assert isinstance(job, PrepareJob)
     return job, compilation.root

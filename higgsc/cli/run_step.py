@@ -11,14 +11,18 @@ import click
 from higgsc.cli.quiet import quiet_libraries
 from higgsc.contract import jobs, stop
 from higgsc.contract.jobs import StepContext, load_job
-from higgsc.contract.outcome import Interrupted, StepResult
-from higgsc.contract.receipts import receipt_path, write_receipt
+from higgsc.contract.outcome import ExitCode, Interrupted, StepError, StepResult
+from higgsc.contract.receipts import put_receipt, receipt_of, receipt_path
+from higgsc.contract.shards import put_shard_receipt
 from higgsc.contract.state import write_state
 
 
 @click.command("run-step")
 @click.argument("job_file", type=click.Path(path_type=Path))
-def command(job_file: Path) -> None:
+@click.option(
+    "--shard", type=click.IntRange(0), help="Of a step that is divided: its number, from 0; all if not given."
+)
+def command(job_file: Path, shard: int | None) -> None:
     """Carry out JOB_FILE. Under torchrun, one process of it.
 
     A training that is asked to stop (SIGUSR2, SIGTERM, Ctrl-C, or a file `stop` in the run's folder) saves a
@@ -35,7 +39,7 @@ def command(job_file: Path) -> None:
     started = time.monotonic()
     if context.is_first:  # a receipt stands for the last attempt, and this one has not finished yet
         receipt_path(run, job.step).unlink(missing_ok=True)
-    outcome = _carry_out(job, context)
+    outcome = _carry_out(job, context, shard)
     if not context.is_first:
         return
     if isinstance(outcome, Interrupted):
@@ -46,12 +50,22 @@ def command(job_file: Path) -> None:
         )
         return
     seconds = time.monotonic() - started
-    write_receipt(run, job.step, outcome, job_path=job_file, root=context.root, seconds=seconds)
+    receipt = receipt_of(job.step, outcome, job_path=job_file, root=context.root, seconds=seconds)
+    if shard is not None and isinstance(job, jobs.EncodeJob):
+        put_shard_receipt(run, receipt, shard=shard, shards=job.shards)
+    else:
+        put_receipt(run, receipt)
     click.echo(f"{job.step}: {outcome.summary}")
 
 
-def _carry_out(job: jobs.Job, context: StepContext) -> StepResult | Interrupted:
+def _carry_out(job: jobs.Job, context: StepContext, shard: int | None) -> StepResult | Interrupted:
+    if shard is not None and not isinstance(job, jobs.EncodeJob):
+        raise StepError(f"{job.step} has no shards", code=ExitCode.USAGE, help="leave `--shard` out")
     match job:
+        case jobs.EncodeJob():
+            from higgsc.data import encode
+
+            return encode.run(job, context, shard)
         case jobs.PrepareJob():
             from higgsc.data import prepare
 

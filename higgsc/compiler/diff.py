@@ -39,6 +39,7 @@ _EFFECTS: dict[str, tuple[Effect, str]] = {
     "precision": ("needs a new optimizer", "other numbers from the next step on"),
     "seed": ("changes the data order", ""),
     "data": ("changes the data order", "repeats prepare"),
+    "data.prepare": ("cosmetic", "the store is the same"),
     "lora": ("breaks resume", "adapter shapes change"),
     "lora.alpha": ("breaks resume", "the saved adapter would mean something else"),
     "lora.alpha_pattern": ("breaks resume", "the saved adapter would mean something else"),

@@ -40,6 +40,9 @@ class Step:
     job: JobBase
     interruptible: bool
     """Whether the step saves its work when asked to stop, and takes it up when started again."""
+    tasks: int = 1
+    """Independent parts that a scheduler may run at the same time, each with `--shard` and its number, from 0; the
+    command without it does them all."""
     job_path: str
     """Where the job file is written, relative to the project root."""
 

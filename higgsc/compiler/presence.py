@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+from higgsc.catalog.remote import is_remote
 from higgsc.compiler.compile import Compilation
 from higgsc.compiler.diagnostics import Diagnostic, Sink, closest
 from higgsc.compiler.ir import Ir
@@ -66,7 +67,8 @@ def missing_packages(compilation: Compilation) -> tuple[Diagnostic, ...]:
 def _local_paths(ir: Ir) -> Iterator[tuple[str, str]]:
     """Where the spec names something on disk, and what."""
     for index, source in enumerate(ir.spec.data.train):
-        yield f"data.train.{index}.path", source.path
+        if not is_remote(source.path):
+            yield f"data.train.{index}.path", source.path
     if ir.spec.lora.start is not None:
         yield "lora.start", ir.spec.lora.start
     for at, name in (("model.base", ir.spec.model.base), ("model.audio_tokenizer", ir.spec.model.audio_tokenizer)):

@@ -196,16 +196,35 @@ class JobBase(_Frozen):
     model: ModelRef
 
 
-class PrepareJob(JobBase):
-    """Read speech data, encode each recording once, write the store of codes."""
+class SpeechJob(JobBase):
+    """What the steps that read speech data have in common."""
 
-    step: Literal["prepare"] = "prepare"
+    step: str
     sources: tuple[DataSource, ...]
+    """Paths, or URLs that fsspec knows."""
     roots: tuple[str, ...] = ()
     """Folders inside which audio may lie, besides the project and the data file's own."""
     text: TextJob = TextJob()
-    validation_fraction: float
     limits: DataLimits
+    cache: str
+    """Folder of codes by the audio that they were made from."""
+    workers: int | None = None
+    """Recordings that are worked on at a time; None is as many as there are cores."""
+
+
+class EncodeJob(SpeechJob):
+    """Encode each recording into the cache of codes, in shards that may run at the same time."""
+
+    step: Literal["encode"] = "encode"
+    shards: int
+
+
+class PrepareJob(SpeechJob):
+    """Read speech data, encode each recording that the cache has no codes of, write the store of codes."""
+
+    step: Literal["prepare"] = "prepare"
+    validation_fraction: float
+    validation_by: Literal["sample", "speaker"] = "sample"
     store: str
 
 
@@ -255,10 +274,10 @@ class EvaluateJob(JobBase):
     evaluation: str
 
 
-Job = Annotated[PrepareJob | TrainJob | MergeJob | EvaluateJob, Field(discriminator="step")]
+Job = Annotated[EncodeJob | PrepareJob | TrainJob | MergeJob | EvaluateJob, Field(discriminator="step")]
 
 
-def load_job(path: Path) -> PrepareJob | TrainJob | MergeJob | EvaluateJob:
+def load_job(path: Path) -> EncodeJob | PrepareJob | TrainJob | MergeJob | EvaluateJob:
     """Read a job file.
 
     Raises:
@@ -271,7 +290,7 @@ def load_job(path: Path) -> PrepareJob | TrainJob | MergeJob | EvaluateJob:
             f"cannot read the job file: {error.strerror}", code=ExitCode.MISSING_INPUT, path=path
         ) from error
     try:
-        job: PrepareJob | TrainJob | MergeJob | EvaluateJob = TypeAdapter(Job).validate_json(text)
+        job: EncodeJob | PrepareJob | TrainJob | MergeJob | EvaluateJob = TypeAdapter(Job).validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -52,9 +52,9 @@ def receipt_path(run: Path, step: str) -> Path:
     return run / "receipts" / f"{step}.json"
 
 
-def write_receipt(run: Path, step: str, result: StepResult, *, job_path: Path, root: Path, seconds: float) -> None:
-    """Record that a step finished."""
-    receipt = Receipt(
+def receipt_of(step: str, result: StepResult, *, job_path: Path, root: Path, seconds: float) -> Receipt:
+    """The receipt of what a step did."""
+    return Receipt(
         step=step,
         job_sha256=sha256_file(job_path),
         summary=result.summary,
@@ -63,7 +63,16 @@ def write_receipt(run: Path, step: str, result: StepResult, *, job_path: Path, r
         inputs=tuple(InputStamp.of(path, root) for path in result.inputs),
         outputs=tuple(os.path.relpath(path, root) for path in result.outputs),
     )
-    write_atomically(receipt_path(run, step), receipt.model_dump_json(indent=2) + "\n")
+
+
+def write_receipt(run: Path, step: str, result: StepResult, *, job_path: Path, root: Path, seconds: float) -> None:
+    """Record that a step finished."""
+    put_receipt(run, receipt_of(step, result, job_path=job_path, root=root, seconds=seconds))
+
+
+def put_receipt(run: Path, receipt: Receipt) -> None:
+    """Put a receipt where that of its step belongs."""
+    write_atomically(receipt_path(run, receipt.step), receipt.model_dump_json(indent=2) + "\n")
 
 
 def read_receipt(run: Path, step: str) -> Receipt | None:

@@ -15,6 +15,9 @@ from higgsc.contract.outcome import ExitCode, StepError
 
 Wave = npt.NDArray[np.float32]
 
+RESAMPLER = "HQ"
+"""Quality of soxr's resampling."""
+
 _SAMPLE_RATES = range(8_000, 192_001)
 _BLOCK = 65_536
 _SLACK_SECONDS = 0.1
@@ -54,7 +57,7 @@ def read_mono(path: Path, *, offset: float | None = None, duration: float | None
     if not np.isfinite(samples).all():
         raise StepError("the audio holds values that are not finite", path=path)
     if rate != SAMPLE_RATE:
-        samples = soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ")
+        samples = soxr.resample(samples, rate, SAMPLE_RATE, quality=RESAMPLER)
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 

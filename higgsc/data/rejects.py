@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from higgsc.contract.jobs import StepContext
@@ -20,17 +21,18 @@ _CAUSES_SHOWN = 5
 class Rejects:
     """The rejected samples of a run, and the share of them that its user allows."""
 
-    def __init__(self, context: StepContext, *, run: str, max_fraction: float) -> None:
+    def __init__(self, context: StepContext, *, run: str, max_fraction: float, name: Callable[[Path], str]) -> None:
         """Start with none.
 
         Args:
             context: Of the step.
             run: The run's folder; gets `rejected.jsonl` if the step stops over them.
             max_fraction: Share of all samples that may be rejected, 0 to 1.
+            name: What to call a data file.
         """
         self.total: int | None = None
         """Number of all samples, rejected or not; None until all data files are read."""
-        self._context, self._max_fraction = context, max_fraction
+        self._max_fraction, self._name = max_fraction, name
         self._list = context.path(run) / "rejected.jsonl"
         self._rejected: list[Rejected] = []
         # What an earlier attempt left would tell of samples that are mended by now.
@@ -67,7 +69,7 @@ class Rejects:
             causes.append(f"\n  and {count - _CAUSES_SHOWN} more")
         raise StepError(
             f"{count} of {self.total} samples are bad, above the limit of {self._max_fraction:.2%}" + "".join(causes),
-            help=f"all are listed in {self._relative(self._list)}; mend them, or raise "
+            help=f"all are listed in {self._name(self._list)}; mend them, or raise "
             "`data.limits.max_bad_fraction` to go on without them",
         )
 
@@ -77,7 +79,7 @@ class Rejects:
         return [
             {
                 "id": rejected.id,
-                "source": self._relative(rejected.source),
+                "source": self._name(rejected.source),
                 "line": rejected.line,
                 "reason": rejected.reason,
             }
@@ -85,7 +87,4 @@ class Rejects:
         ]
 
     def _describe(self, rejected: Rejected) -> str:
-        return f"{self._relative(rejected.source)}:{rejected.line}: {rejected.id}: {rejected.reason}"
-
-    def _relative(self, path: os.PathLike[str]) -> str:
-        return os.path.relpath(path, self._context.root)
+        return f"{self._name(rejected.source)}:{rejected.line}: {rejected.id}: {rejected.reason}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from higgsc.data.formats.paths import confine, homes_of, locate_audio
+from higgsc.data.formats.paths import homes_of, locate_audio
 from higgsc.data.formats.reading import Read, read_records
 from higgsc.data.layout import DEFAULT_SYSTEM
 from higgsc.data.pairing import pair_within_speakers
@@ -45,18 +45,20 @@ class SourceFile:
         return reads
 
 
-def read_samples(source: SourceFile, *, root: Path, roots: tuple[Path, ...] = ()) -> Iterator[CloningSample | Rejected]:
+def read_samples(
+    source: SourceFile, *, root: Path, homes: tuple[Path, ...] | None = None
+) -> Iterator[CloningSample | Rejected]:
     """Read a data file for training.
 
     Args:
         source: The file.
-        root: The project root, inside which audio may lie.
-        roots: More folders inside which it may lie.
+        root: The project root.
+        homes: Folders inside which audio may lie; None is the project and the folder of the file.
 
     Raises:
         StepError: The file is missing (66), cannot be read, or is of no known format (65).
     """
-    homes = homes_of(source.path, root, roots)
+    homes = homes_of(source.path, root) if homes is None else homes
     for line, read in source.records(root=root):
         if isinstance(read, Rejected):
             yield read
@@ -94,24 +96,6 @@ def cloning_sample(record: Record, *, source: Path, line: int, homes: tuple[Path
         source=source,
         line=line,
     )
-
-
-def check_audio(sample: CloningSample, homes: tuple[Path, ...]) -> None:
-    """Look whether a sample's audio is there to be read.
-
-    Raises:
-        ValueError: It is missing, no regular file, or a link leads out of the folders where audio may lie.
-    """
-    for what, span in (("reference", sample.reference_audio), ("target", sample.target_audio)):
-        try:
-            confine(span.path, homes)
-        except ValueError as error:
-            raise ValueError(f"{what} audio {_shown(span.path, homes)}: {error}") from error
-
-
-def _shown(path: Path, homes: tuple[Path, ...]) -> Path:
-    """The path below the project, which is the second of the homes."""
-    return path.relative_to(homes[1]) if path.is_relative_to(homes[1]) else path
 
 
 def span_of(audio: Audio, source: Path, homes: tuple[Path, ...]) -> AudioSpan:

@@ -33,11 +33,17 @@ from higgsc.contract.publish import publish_folder
 from higgsc.contract.receipts import sha256_file
 from higgsc.data.layout import Segments
 
-STORE_SCHEMA = "higgsc.store/v1"
+STORE_SCHEMA = "higgsc.store/v2"
 STORE_FILE = "store.json"
-_FILES = ("codes.u16", "text.u32", "clips.npy", "samples.npy", "samples.jsonl", "rejected.jsonl")
+STORE_FILES = ("codes.u16", "text.u32", "clips.npy", "samples.npy", "samples.jsonl", "rejected.jsonl")
 
-CLIP_ROW = np.dtype([("offset", "<i8"), ("frames", "<i4")])
+CLIP_ROW = np.dtype(
+    [
+        ("offset", "<i8"),  # frames before it in codes.u16
+        ("frames", "<i4"),
+        ("audio", "u1", (32,)),  # SHA-256 of the audio file that it, or a part of it, was encoded from
+    ]
+)
 
 SAMPLE_ROW = np.dtype(
     [
@@ -73,6 +79,31 @@ class StoredSample:
     """Codes of the target, `[T, 8]`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Where the parts of all samples are, for those who take many at a time. int64, a row a sample."""
+
+    text: npt.NDArray[np.int64]
+    """First id in text.u32, `[n]`; the parts lie one after the other."""
+    words: npt.NDArray[np.int64]
+    """Ids of prefix, middle and suffix, `[n, 3]`."""
+    first_frame: npt.NDArray[np.int64]
+    """Of reference and target in codes.u16, `[n, 2]`."""
+    frames: npt.NDArray[np.int64]
+    """Of reference and target, `[n, 2]`."""
+
+    @classmethod
+    def of(cls, samples: npt.NDArray[Any], clips: npt.NDArray[Any]) -> Index:
+        """From the rows of samples.npy and clips.npy."""
+        both = np.stack([samples["reference"], samples["target"]], axis=1)
+        return cls(
+            text=samples["text"].astype(np.int64),
+            words=np.stack([samples[part] for part in ("prefix", "middle", "suffix")], axis=1).astype(np.int64),
+            first_frame=clips["offset"][both].astype(np.int64),
+            frames=clips["frames"][both].astype(np.int64),
+        )
+
+
 class StoreWriter:
     """Writes a store; a context manager. Only a block that ends well leaves a folder at the destination.
 
@@ -88,7 +119,7 @@ class StoreWriter:
         """
         self._path = path
         self._made_by = dict(made_by)
-        self._clips: list[tuple[int, int]] = []
+        self._clips: list[tuple[int, int, npt.NDArray[np.uint8]]] = []
         self._samples: list[tuple[int, int, int, int, int, int, int, bool, int]] = []
         self._speakers: dict[str, int] = {}
         self._frames = self._words = self._record_bytes = self._rejected = 0
@@ -112,12 +143,20 @@ class StoreWriter:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def add_clip(self, codes: Codes) -> int:
-        """Append a clip of codes `[T, 8]`, each below 1024; returns its number, which samples refer to."""
+    def add_clip(self, codes: Codes, *, audio: bytes) -> int:
+        """Append a clip.
+
+        Args:
+            codes: `[T, 8]`, each below 1024.
+            audio: SHA-256 of the file that it comes from.
+
+        Returns:
+            Its number, which samples refer to.
+        """
         if codes.ndim != 2 or codes.shape[1] != CODEBOOKS or not len(codes) or codes.dtype != np.uint16:
             raise ValueError(f"a clip is uint16 [T >= 1, {CODEBOOKS}], not {codes.dtype} {list(codes.shape)}")
         self._codes.write(codes.astype("<u2").tobytes())
-        self._clips.append((self._frames, len(codes)))
+        self._clips.append((self._frames, len(codes), np.frombuffer(audio, dtype=np.uint8)))
         self._frames += len(codes)
         return len(self._clips) - 1
 
@@ -178,7 +217,7 @@ class StoreWriter:
                     "size": (self._folder / name).stat().st_size,
                     "sha256": sha256_file(self._folder / name),
                 }
-                for name in _FILES
+                for name in STORE_FILES
             },
         }
         text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
@@ -194,8 +233,10 @@ class Store:
         """What the content depends on: `base`, `revision`, `codec` (a fingerprint), `seed` and more."""
         self.counts: Mapping[str, int] = description["counts"]
         self.speakers: list[str] = description["speakers"]
-        self._codes = np.memmap(path / "codes.u16", dtype="<u2", mode="r").reshape(-1, CODEBOOKS)
-        self._text = np.memmap(path / "text.u32", dtype="<u4", mode="r")
+        self.codes: Codes = np.memmap(path / "codes.u16", dtype="<u2", mode="r").reshape(-1, CODEBOOKS)
+        """All frames, `[F, 8]`."""
+        self.text: npt.NDArray[np.uint32] = np.memmap(path / "text.u32", dtype="<u4", mode="r")
+        """All text ids, `[W]`."""
         self._clips = np.load(path / "clips.npy")
         self._samples = np.load(path / "samples.npy")
         self._records = np.memmap(path / "samples.jsonl", dtype=np.uint8, mode="r")
@@ -203,15 +244,16 @@ class Store:
         """Numbers of the samples to train on, ascending."""
         self.validation: npt.NDArray[np.int64] = np.flatnonzero(self._samples["validation"])
         """Numbers of the samples held out, ascending."""
+        self.index = Index.of(self._samples, self._clips)
+        """Where the parts of each sample are."""
         self.speaker_numbers: npt.NDArray[np.int64] = self._samples["speaker"].astype(np.int64)
         """Each sample's speaker as an index into `speakers`, `[n]`."""
-        self.target_frames: npt.NDArray[np.int64] = self._frames_of("target")
-        """Frames of each sample's target, `[n]`."""
-        self.reference_frames: npt.NDArray[np.int64] = self._frames_of("reference")
+        self.reference_frames: npt.NDArray[np.int64] = self.index.frames[:, 0]
         """Frames of each sample's reference, `[n]`."""
-        texts = sum(self._samples[part].astype(np.int64) for part in ("prefix", "middle", "suffix"))
+        self.target_frames: npt.NDArray[np.int64] = self.index.frames[:, 1]
+        """Frames of each sample's target, `[n]`."""
         self.lengths: npt.NDArray[np.int64] = (
-            texts + self.reference_frames + self.target_frames + 2 * EXTRA_ROWS_PER_CLIP
+            self.index.words.sum(axis=1) + self.index.frames.sum(axis=1) + 2 * EXTRA_ROWS_PER_CLIP
         )
         """Positions of each sample's full sequence, audio rows and text, `[n]`."""
 
@@ -240,7 +282,7 @@ class Store:
         schema = description.get("schema") if isinstance(description, dict) else None
         if schema != STORE_SCHEMA:
             raise _damaged(path / STORE_FILE, f"is of schema {schema!r}, this version reads {STORE_SCHEMA!r}")
-        for name in _FILES:
+        for name in STORE_FILES:
             file, expected = path / name, description["files"][name]
             if not file.is_file():
                 raise _damaged(file, "is missing")
@@ -273,7 +315,7 @@ class Store:
         record = self.record(index)
         lengths = [int(row[part]) for part in ("prefix", "middle", "suffix")]
         start = int(row["text"])
-        ids = self._text[start : start + sum(lengths)].astype(np.int64)
+        ids = self.text[start : start + sum(lengths)].astype(np.int64)
         prefix, middle, suffix = np.split(ids, np.cumsum(lengths)[:-1])
         return StoredSample(
             id=record["id"],
@@ -293,12 +335,8 @@ class Store:
         return record
 
     def _clip(self, number: int) -> Codes:
-        offset, frames = (int(value) for value in self._clips[number])
-        return np.array(self._codes[offset : offset + frames], dtype=np.uint16)
-
-    def _frames_of(self, clip: str) -> npt.NDArray[np.int64]:
-        frames: npt.NDArray[np.int64] = self._clips["frames"][self._samples[clip]].astype(np.int64)
-        return frames
+        offset, frames = int(self._clips["offset"][number]), int(self._clips["frames"][number])
+        return np.array(self.codes[offset : offset + frames], dtype=np.uint16)
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

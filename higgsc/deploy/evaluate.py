@@ -25,6 +25,7 @@ from higgsc.data.audio import write_wav
 from higgsc.data.codec import Codec
 from higgsc.data.layout import ChatLayout
 from higgsc.data.loading import load_codec
+from higgsc.data.places import fetch_store
 from higgsc.data.store import STORE_FILE, Store
 from higgsc.deploy.base import folder_ref, stored_dtype
 from higgsc.deploy.generate import Speaker
@@ -82,7 +83,7 @@ def run(job: EvaluateJob, context: StepContext) -> StepResult:
         StepError: The store has no validation samples (65), or was made with another audio tokenizer (65); or the
             store or the merged model is missing (66).
     """
-    store_path, merged = context.path(job.store), context.path(job.merged)
+    store_path, merged = fetch_store(job.store, job, context), context.path(job.merged)
     store = Store.open(store_path)
     if not len(store.validation):
         raise StepError(

@@ -52,6 +52,8 @@ def arrays(name: str, folder: str, builds: Sequence[Build]) -> dict[str, str]:
         runs=[plan.run for plan in plans],
         jobs=jobs_of(first, "aftercorr"),
         scripts={step: f"{folder}/{path}" for step, path in scripts.items()},
+        # A task of an array has no array of its own: it does all shards of its point.
+        arrays=dict.fromkeys(scripts, ""),
     )
     return files
 

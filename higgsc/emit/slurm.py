@@ -26,6 +26,10 @@ def slurm(build: Build) -> dict[str, str]:
         runs=[plan.run],
         jobs=jobs_of(plan, "afterok"),
         scripts={name: f"{plan.build}/{path}" for name, path in scripts.items()},
+        arrays={
+            step.name: Shell(quote_argv(array_options(step.name, step.tasks, plan.run, plan.site.array_limit)))
+            for step in plan.steps
+        },
     )
     return files
 
@@ -106,6 +110,23 @@ def directives(plan: Plan, step: Step, name: str, log: str) -> list[tuple[str, s
     return [*options, ("requeue", None), ("output", log), ("open-mode", "append"), ("export", PASSED_ON)]
 
 
+def array_options(step: str, tasks: int, run: str, limit: int | None) -> tuple[str, ...]:
+    """What `sbatch` is told, besides the script, of a step that is divided into tasks; nothing for any other.
+
+    It is no part of the script, which is also run as a task of a sweep's array and then does all of the work. The
+    script's argument says which it is.
+    """
+    if tasks == 1:
+        return ()
+    folder = f"{run}/logs".replace("%", "%%")
+    at_once = f"%{limit}" if limit is not None else ""
+    return f"--array=0-{tasks - 1}{at_once}", f"--output={folder}/{step}-%A_%a.log"
+
+
+SHARDS = "shards"
+"""Argument of the script of a step that is divided into tasks, when it runs as one of them."""
+
+
 def _slurm_time(limit: str) -> str:
     """Hours and minutes alone would be minutes and seconds to Slurm."""
     return f"{limit}:00" if limit.count(":") == 1 and "-" not in limit else limit
@@ -135,6 +156,8 @@ def _command(plan: Plan, step: Step, variables: list[str]) -> Shell:
     if many and site.launcher == "torchrun":
         parts += _torchrun(python, step)
         parts.append(quote_argv(arguments))
+    elif step.tasks > 1:
+        parts.append(Shell(f'{quote_argv(step.argv)} "${{shard[@]}}"'))
     else:
         parts.append(quote_argv(step.argv))
     return Shell(" \\\n  ".join(parts))

@@ -29,6 +29,7 @@ class BuiltStep(BaseModel):
     needs: tuple[str, ...]
     resources: BuiltResources
     interruptible: bool
+    tasks: int
     job_path: str
     """Relative to the project root."""
 

@@ -84,7 +84,8 @@ class Site(SpecModel):
     chain: int = Field(default=1, ge=1, le=100)
     """Number of training jobs in a row, each taking up what the one before it left; for clusters without requeueing."""
     array_limit: int | None = Field(default=None, ge=1, le=10_000)
-    """How many points of a sweep may run at a time as tasks of a job array, `--array=0-99%8`; all if not given."""
+    """How many tasks of a job array may run at a time, `--array=0-99%8`: points of a sweep, or shards of an encoding;
+    all if not given."""
     launcher: Literal["torchrun", "srun"] = "torchrun"
     """What starts the processes on a node: torchrun as one task a node, or srun as one task a GPU."""
 

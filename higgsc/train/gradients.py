@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from higgsc.contract.jobs import LossJob, TrainJob
 from higgsc.data.store import Store
-from higgsc.train.batches import Indices, pack
+from higgsc.train.assemble import assemble
+from higgsc.train.batches import Indices
 from higgsc.train.contrastive import Voices, count_anchors, info_nce, pooled, voices
 from higgsc.train.loss import LossModule, LossSums, objective
 from higgsc.train.mesh import Mesh
 from higgsc.train.optimizer import clip_gradients
-from higgsc.train.sequence import AudioTokens, build_sequence, label_counts
+from higgsc.train.sequence import AudioTokens, label_counts
 
 
 class Counts(NamedTuple):
@@ -76,10 +77,10 @@ class Gradients:
         """
         mesh, losses, sums = self._mesh, [], []
         for last, row in enumerate(rows, start=1 - len(rows)):
-            stored = [self._store.sample(int(index)) for index in row]
-            batch = pack([build_sequence(sample, self._tokens) for sample in stored])
+            batch = assemble(self._store, row, self._tokens)
             compared = None
             if self._job.loss.contrastive is not None:
+                stored = [self._store.sample(int(index)) for index in row]
                 compared = voices(stored, self._store.speaker_numbers[row]).to(mesh.device)
             mesh.accumulate(self._module, last=last == 0)
             with torch.autocast(mesh.device.type, self._autocast, enabled=self._autocast is not None):

@@ -12,6 +12,7 @@ from higgsc.contract.publish import refused_by_disk
 from higgsc.contract.receipts import sha256_file
 from higgsc.contract.state import write_state
 from higgsc.data.loading import first_line
+from higgsc.data.places import fetch_store, store_path
 from higgsc.data.store import STORE_FILE, Store
 from higgsc.train.adapter import WEIGHTS_FILE
 from higgsc.train.batches import total_steps
@@ -53,7 +54,7 @@ def run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
 
 
 def _run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
-    store = Store.open(context.path(job.store))
+    store = Store.open(fetch_store(job.store, job, context))
     logs = context.path(job.run) / "logs"
     if not faulthandler.is_enabled():
         faulthandler.enable()  # so that SIGBUS, of a file that shrank under a memory map, leaves a stack
@@ -124,7 +125,7 @@ def _result(job: TrainJob, context: StepContext, total: int) -> StepResult:
     seconds = round(read_progress(last).seconds, 1)
     return StepResult(
         summary=summary,
-        inputs=(context.path(job.store) / STORE_FILE, *(path for path in start if path.is_file())),
+        inputs=(store_path(job.store, job, context) / STORE_FILE, *(path for path in start if path.is_file())),
         outputs=(folder, context.path(job.run) / "metrics.jsonl"),
         figures=figures | {"steps": total, "seconds": seconds},
     )

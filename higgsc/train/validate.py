@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from higgsc.catalog.codec import CODEBOOKS
 from higgsc.contract.jobs import LossJob
 from higgsc.data.store import Store
-from higgsc.train.batches import pack
+from higgsc.train.assemble import assemble
 from higgsc.train.checkpoint import VALIDATION_METRIC
 from higgsc.train.loss import LossModule, LossSums, weighted
 from higgsc.train.mesh import Mesh
-from higgsc.train.sequence import AudioTokens, build_sequence, label_counts
+from higgsc.train.sequence import AudioTokens, label_counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ def validation_losses(
             before_row(number)
             # Sharded processes have to run forward together: one that has no row left repeats the last, uncounted.
             mine = min(first + mesh.rank, len(rows) - 1)
-            batch = pack([build_sequence(store.sample(int(index)), tokens) for index in rows[mine]])
+            batch = assemble(store, rows[mine], tokens)
             with torch.autocast(mesh.device.type, autocast, enabled=autocast is not None):
                 row_sums = module(batch.to(mesh.device))
             if mine == first + mesh.rank:

@@ -83,6 +83,7 @@ class Project:
             "validation_fraction": 0.0,
             "limits": DataLimits(**limits),
             "store": "runs/test/store",
+            "cache": "codes",
             **changes,
         }
         return PrepareJob(**fields)
@@ -103,6 +104,14 @@ class Project:
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
+
+
+@pytest.fixture
+def filled(project: Project) -> Project:
+    """A project with two recordings."""
+    project.audio("a.wav", seed=1)
+    project.audio("b.wav", seed=2)
+    return project
 
 
 @pytest.fixture(scope="session")

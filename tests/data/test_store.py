@@ -30,7 +30,7 @@ def write(path: Path, samples: int = 5, seed: int = 0) -> list[dict[str, Any]]:
     written = []
     with StoreWriter(path, made_by={"codec": "c", "seed": seed}) as writer:
         shared = random.integers(0, 1024, (4, 8)).astype(np.uint16)
-        first = writer.add_clip(shared)
+        first = writer.add_clip(shared, audio=bytes(32))
         for number in range(samples):
             target = random.integers(0, 1024, (number + 1, 8)).astype(np.uint16)
             ids = [random.integers(0, 128_256, length) for length in (number + 2, 3, 2)]
@@ -40,7 +40,7 @@ def write(path: Path, samples: int = 5, seed: int = 0) -> list[dict[str, Any]]:
             writer.add_sample(
                 segments,
                 reference=first,
-                target=writer.add_clip(target),
+                target=writer.add_clip(target, audio=bytes([number] * 32)),
                 speaker=speaker,
                 validation=number % 3 == 1,
                 record=record,
@@ -106,7 +106,7 @@ def test_an_error_in_the_middle_leaves_the_earlier_store(tmp_path: Path, error: 
 
     def half() -> None:
         with StoreWriter(path, made_by={}) as writer:
-            writer.add_clip(np.zeros((3, 8), dtype=np.uint16))
+            writer.add_clip(np.zeros((3, 8), dtype=np.uint16), audio=bytes(32))
             raise error
 
     with pytest.raises(error):
@@ -152,9 +152,9 @@ def test_a_store_without_samples_is_not_written(tmp_path: Path) -> None:
 def test_only_codes_are_clips(tmp_path: Path, codes: Any) -> None:
     with StoreWriter(tmp_path / "store", made_by={}) as writer:
         with pytest.raises(ValueError, match=r"a clip is uint16 \[T >= 1, 8\]"):
-            writer.add_clip(codes)
+            writer.add_clip(codes, audio=bytes(32))
         ids = np.array([1])
-        number = writer.add_clip(np.zeros((1, 8), np.uint16))
+        number = writer.add_clip(np.zeros((1, 8), np.uint16), audio=bytes(32))
         writer.add_sample(
             Segments(prefix=ids, middle=ids, suffix=ids),
             reference=number,

@@ -65,7 +65,7 @@ def write_store(tmp_path: Path, codec: Codec) -> Callable[..., Path]:
                     read_mono(CLIPS / f"huda-0{number + n}.flac", max_seconds=30)[: 24_000 * seconds // 2]
                     for n, seconds in ((1, 2), (2, 1))
                 ]
-                reference, target = (writer.add_clip(codec.encode(wave)) for wave in waves)
+                reference, target = (writer.add_clip(codec.encode(wave), audio=bytes(32)) for wave in waves)
                 texts = {"reference_text": f"reference {number}", "target_text": f"target {number}"}
                 writer.add_sample(
                     layout.segments(system=DEFAULT_SYSTEM, scene=None, **texts),

@@ -200,7 +200,9 @@ def project(tmp_path: Path) -> Project:
     with StoreWriter(tmp_path / "store", made_by={"base": "builtin:tiny", "revision": None}) as store:
         for number in range(10):
             clips = [
-                store.add_clip(random.integers(0, 1024, (int(random.integers(2, 9)), 8)).astype(np.uint16))
+                store.add_clip(
+                    random.integers(0, 1024, (int(random.integers(2, 9)), 8)).astype(np.uint16), audio=bytes(32)
+                )
                 for _ in range(2)
             ]
             segments = Segments(

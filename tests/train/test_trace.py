@@ -127,7 +127,9 @@ def equal_samples(tmp_path: Path) -> Project:
     with StoreWriter(tmp_path / "store", made_by={"base": "builtin:tiny", "revision": None}) as store:
         for number in range(10):
             lengths = (SAMPLE.reference, SAMPLE.target)
-            clips = [store.add_clip(random.integers(0, 1024, (n, 8)).astype(np.uint16)) for n in lengths]
+            clips = [
+                store.add_clip(random.integers(0, 1024, (n, 8)).astype(np.uint16), audio=bytes(32)) for n in lengths
+            ]
             segments = Segments(
                 prefix=random.integers(0, 256, SAMPLE.text - 8),
                 middle=random.integers(0, 256, 6),

@@ -6,6 +6,7 @@ import posixpath
 import re
 import unicodedata
 
+from higgsc.catalog.remote import PROTOCOLS, is_remote
 from higgsc.compiler.diagnostics import Diagnostic, Sink
 from higgsc.compiler.ir import Ir
 
@@ -24,6 +25,8 @@ def paths(ir: Ir, sink: Sink) -> Ir:
     given = {
         "output": spec.output,
         "data.store": spec.data.store,
+        "data.prepare.cache": spec.data.prepare.cache,
+        **{f"data.roots.{index}": folder for index, folder in enumerate(spec.data.roots)},
         "model.base": spec.model.base,
         "model.audio_tokenizer": spec.model.audio_tokenizer,
         "lora.start": spec.lora.start,
@@ -51,6 +54,8 @@ def _wrong(at: str, path: str) -> tuple[str, str] | None:
     if _DRIVE.match(path) and at != "output":  # of a backslash in `output`, `folders` says more
         return f"`{at}` is a Windows path", "write it as Linux sees it, with `/`: `/mnt/c/…`, or below the project"
     if (url := _URL.match(path)) is not None:
+        if is_remote(path) and at.startswith(("data.train", "data.roots", "data.store")):
+            return None
         return f"`{at}` starts with `{url[0]}`, but nothing is downloaded from there", _instead_of_url(at, path)
     if at.startswith("data.train"):
         if re.search(r"[*?]|\[[^\]]*\]", path):
@@ -60,7 +65,7 @@ def _wrong(at: str, path: str) -> tuple[str, str] | None:
             )
         if path.lower().endswith(_AUDIO):
             return f"`{at}` is a recording", "name the file that lists the samples, such as `data/train_chatml.json`"
-    if at in ("output", "data.store"):
+    if at in ("output", "data.store", "data.prepare.cache"):
         plain = posixpath.normpath(path)
         if plain in ("/", ".", "..") or plain in _TAKEN or plain.startswith("../.."):
             return (
@@ -74,6 +79,9 @@ def _instead_of_url(at: str, path: str) -> str:
     hub = re.fullmatch(r"(?:https?://huggingface\.co/|hf://)([\w.-]+/[\w.-]+)/?(?:tree/[\w.-]+/?)?", path)
     if hub is not None and at.startswith("model."):
         return f"write the id alone: `{hub[1]}`"
+    if at.startswith(("data.train", "data.roots", "data.store")):
+        known = ", ".join(f"`{protocol}://`" for protocol in PROTOCOLS)
+        return f"copy it to this machine or the cluster, or to one of {known}"
     return "copy it to this machine or the cluster, and name the file there"
 
 

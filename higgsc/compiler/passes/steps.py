@@ -1,4 +1,4 @@
-"""From derived values to steps: prepare → train → merge → evaluate, each with its job file."""
+"""From derived values to steps: (encode →) prepare → train → merge → evaluate, each with its job file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ from higgsc.spec.training import Evaluate
 
 
 def steps(ir: Ir, sink: Sink) -> Ir:
-    """Build the steps. `merge` needs `train`, `evaluate` needs `merge`; both can be switched off."""
+    """Build the steps.
+
+    `encode` is there if it is divided into shards. `merge` needs `train`, `evaluate` needs `merge`; both can be
+    switched off.
+    """
     if sink.error_count:
         return ir  # there is nothing sound to build steps from
-    made = [_prepare(ir), _train(ir)]
+    made = [_encode(ir)] if ir.spec.data.prepare.shards > 1 else []
+    made += [_prepare(ir), _train(ir)]
     if ir.spec.merge is not None:
         made.append(_merge(ir))
         if ir.spec.evaluate is not None:
@@ -27,18 +32,37 @@ def steps(ir: Ir, sink: Sink) -> Ir:
     return replace(ir, steps=tuple(made))
 
 
+def _encode(ir: Ir) -> Step:
+    shards = ir.spec.data.prepare.shards
+    job = jobs.EncodeJob(**_common(ir), **_speech(ir), shards=shards)
+    made = _step(ir, job, f"encode the recordings, in {shards} shards", needs=(), whole_machine=False)
+    return replace(made, tasks=shards)
+
+
 def _prepare(ir: Ir) -> Step:
     data = ir.spec.data
     job = jobs.PrepareJob(
         **_common(ir),
-        sources=tuple(jobs.DataSource(**source.model_dump()) for source in data.train),
-        roots=data.roots,
-        text=jobs.TextJob(**data.text.model_dump()),
+        **_speech(ir),
         validation_fraction=data.validation.fraction,
-        limits=jobs.DataLimits(**data.limits.model_dump()),
+        validation_by=data.validation.by,
         store=ir.text("data.store"),
     )
+    if data.prepare.shards > 1:
+        return _step(ir, job, "put the encoded recordings together", needs=("encode",), whole_machine=False)
     return _step(ir, job, "read the speech data, encode every recording once", needs=(), whole_machine=False)
+
+
+def _speech(ir: Ir) -> dict[str, Any]:
+    data = ir.spec.data
+    return {
+        "sources": tuple(jobs.DataSource(**source.model_dump()) for source in data.train),
+        "roots": data.roots,
+        "text": jobs.TextJob(**data.text.model_dump()),
+        "limits": jobs.DataLimits(**data.limits.model_dump()),
+        "cache": ir.text("data.prepare.cache"),
+        "workers": data.prepare.workers,
+    }
 
 
 def _train(ir: Ir) -> Step:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.emit.slurm import SHARDS, array_options
 from higgsc.launch.built import Target
 from higgsc.launch.scheduler import JobPhase, JobStatus, Submission, UnreachableError
 from higgsc.launch.slurm import parse
@@ -214,13 +215,20 @@ def _key(submission: Submission, link: int) -> str:
     return f"{submission.key}-{link + 1}" if link else submission.key
 
 
-def _script(target: Target, submission: Submission) -> str:
-    return os.path.relpath(target.folder / "slurm" / f"{submission.step.name}.sbatch", target.root)
+def _array(target: Target, submission: Submission) -> tuple[str, ...]:
+    step, plan = submission.step, target.plan
+    return array_options(step.name, step.tasks, plan.run, plan.site.get("array_limit"))
+
+
+def _script(target: Target, submission: Submission) -> tuple[str, ...]:
+    """The script of a step, and what to tell it."""
+    path = os.path.relpath(target.folder / "slurm" / f"{submission.step.name}.sbatch", target.root)
+    return (path, SHARDS) if submission.step.tasks > 1 else (path,)
 
 
 def _test_only(target: Target, submission: Submission) -> tuple[str, ...]:
     """The command that asks whether a step could be submitted."""
-    return ("sbatch", "--test-only", _script(target, submission))
+    return ("sbatch", "--test-only", *_array(target, submission), *_script(target, submission))
 
 
 def _array_script(sweep: Sweep, array: Handover) -> tuple[str, ...]:
@@ -254,7 +262,7 @@ def _sbatch(
         words.append(f"--dependency=afterok:{':'.join(jobs[name].split(',')[-1] for name in submission.after)}")
     if previous is not None or submission.after:
         words.append("--kill-on-invalid-dep=yes")
-    return (*words, _script(target, submission))
+    return (*words, *_array(target, submission), *_script(target, submission))
 
 
 def _is(log: Path, job: str) -> bool:

@@ -32,7 +32,8 @@ attempt = f"{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_RESTART_COUNT', 
 (run / "pids" / f"{job.step}-{context.rank}").write_text(f"{os.uname().nodename} {os.getpid()}")
 (run / f"{job.step}-{context.rank}.env.json").write_text(json.dumps(dict(os.environ)))
 over = run / f"over-{job.step}-{attempt}"
-print(f"{job.step} rank {context.rank} of {context.world_size} on {os.uname().nodename}", flush=True)
+options = "".join(f" {argument}" for argument in sys.argv[3:])
+print(f"{job.step} rank {context.rank} of {context.world_size}{options} on {os.uname().nodename}", flush=True)
 
 if "exit" in behaviour:
     sys.exit(behaviour["exit"])
