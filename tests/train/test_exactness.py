@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from higgsc.contract.jobs import BatchJob, CheckpointJob
-from higgsc.data.store import Store, StoredSample
-from higgsc.train import training
+from higgsc.data.store import Store
+from higgsc.train import gradients, training
+from higgsc.train.assemble import assemble
+from higgsc.train.batches import PackedBatch
 from higgsc.train.loss import LossModule
+from higgsc.train.sequence import AudioTokens
 
 from .conftest import Project
 from .test_resume import finish, long_job, outcome, stop_at_vote  # noqa: F401
@@ -81,12 +84,11 @@ def test_no_sample_twice_or_missing_in_an_epoch(
     """Stopped, and killed with steps that were not saved: those that count visit every sample once an epoch."""
     job = short_job(project, 14, every=4)
     visited: list[list[str]] = []
-    read, step = Store.sample, training.Training._optimizer_step
+    step = training.Training._optimizer_step
 
-    def noted(self: Store, index: int) -> StoredSample:
-        sample = read(self, index)
-        visited[-1].append(sample.id)
-        return sample
+    def noted(store: Store, indices: Any, tokens: AudioTokens) -> PackedBatch:
+        visited[-1] += [store.sample(int(index)).id for index in indices]
+        return assemble(store, indices, tokens)
 
     def stepping(self: Any, number: int) -> None:
         del visited[number:]  # steps that were done but not saved are done again
@@ -94,7 +96,7 @@ def test_no_sample_twice_or_missing_in_an_epoch(
         step(self, number)
         visited.append([])  # what validation reads
 
-    monkeypatch.setattr(Store, "sample", noted)
+    monkeypatch.setattr(gradients, "assemble", noted)
     monkeypatch.setattr(training.Training, "_optimizer_step", stepping)
     visited.append([])
     stop_at_vote(4)
