@@ -26,7 +26,7 @@ from higgsc.train.loss import LossModule, objective
 from higgsc.train.mesh import Mesh
 from higgsc.train.metrics import FiniteGuard, LossMeter
 from higgsc.train.model import adapter_parameters, add_lora, load_base
-from higgsc.train.optimizer import adamw, clip_gradients, learning_rate, set_learning_rate
+from higgsc.train.optimizer import adamw, learning_rate, set_learning_rate
 from higgsc.train.progress import Progress, moments, read_progress, restore, seed_dropout, writer
 from higgsc.train.reporter import Reporter
 from higgsc.train.resume import versions
@@ -76,7 +76,7 @@ class Training:
         _check_base(job, store)
         longer = np.maximum(store.reference_frames, store.target_frames)[store.train]
         lengths = None if job.curriculum is None else (job.curriculum, longer)
-        self._plan = BatchPlan.of(job.batch, store.train, seed=job.seed, world_size=mesh.world_size, lengths=lengths)
+        self._plan = BatchPlan.of(job.batch, store.train, seed=job.seed, world_size=mesh.data_size, lengths=lengths)
         if job.compile:
             expect_compiler(mesh.device)
         bf16 = job.precision == "bf16"
@@ -90,12 +90,12 @@ class Training:
         # Adapters are float32; autocast computes with them in the base's number format.
         self._autocast = torch.bfloat16 if bf16 else None
         self._module = LossModule(self._model, self._compare).train()
+        mesh.divide(self._module)
         run_layers(self._module.causal.model.layers, job)
         mesh.distribute(self._module)
         # Taken once: after a forward pass, FSDP2 may show a module's gathered parameters instead of its shards.
         self._adapter = adapter_parameters(self._model)
-        self._parameters = list(self._adapter.values())
-        self._optimizer = adamw(self._parameters, job.optimizer)
+        self._optimizer = adamw(list(self._adapter.values()), job.optimizer)
 
         self._samples = Samples(job, context, mesh, self._module, store, autocast=self._autocast)
         self._guard = FiniteGuard(mesh)
@@ -215,14 +215,14 @@ class Training:
     def _optimizer_step(self, step: int) -> None:
         """Do optimizer step `step` (0-based)."""
         job, mesh = self._job, self._mesh
-        seed_dropout(job.seed, mesh.rank, step)
+        seed_dropout(job.seed, mesh.data_rank, step)
         samples = self._plan.global_batch(step)
         audio_labels, text_labels = (int(n.sum()) for n in label_counts(self._store.target_frames[samples]))
         weights, anchors = weights_at(job.loss, step), 0
         if job.loss.contrastive is not None:
             anchors = count_anchors(self._store.speaker_numbers[samples.reshape(job.batch.accumulation, -1)])
         losses = []
-        rows = self._plan.micro_batches(step, mesh.rank)
+        rows = self._plan.micro_batches(step, mesh.data_rank)
         for number, row in enumerate(rows, start=1):
             stored = [self._store.sample(int(index)) for index in row]
             batch = pack([build_sequence(sample, self._tokens) for sample in stored])
@@ -241,8 +241,8 @@ class Training:
             meter.add_labels(audio_labels, text_labels, anchors)
         self._speed.add(samples)
 
-        mesh.reduce_gradients(self._parameters)
-        self._norm = clip_gradients(self._parameters, job.optimizer.max_grad_norm)
+        mesh.reduce_gradients(self._adapter)
+        self._norm = mesh.clip_gradients(self._adapter, job.optimizer.max_grad_norm)
         self._guard.watch(step + 1, self._norm, *losses)
         set_learning_rate(self._optimizer, learning_rate(step, job.optimizer, total=self._total))
         self._optimizer.step()
@@ -257,7 +257,7 @@ class Training:
             where.speakers,
             temperature=self._job.loss.contrastive.temperature,
             gather=mesh.gather_rows,
-            first=mesh.rank * len(where.speakers),
+            first=mesh.data_rank * len(where.speakers),
         )
 
     def _validate(self) -> dict[str, float]:
@@ -286,7 +286,7 @@ class Training:
     def _save(self, figures: dict[str, float], *, interrupted: bool) -> None:
         """Save a checkpoint of the steps done so far, and delete those it replaces."""
         job, mesh, done = self._job, self._mesh, self._done
-        weights = {name: mesh.whole(parameter) for name, parameter in self._adapter.items()}
+        weights = {name: mesh.whole(name, parameter) for name, parameter in self._adapter.items()}
         if not all(tensor.isfinite().all() for tensor in weights.values()):
             raise self._not_finite("the adapter", done)
         progress = Progress(

@@ -23,7 +23,7 @@ from higgsc.train.start import start_from
 from higgsc.train.validate import validation_losses
 
 from .conftest import Project
-from .test_mesh import torchrun
+from .ranks import train
 
 CPU = torch.device("cpu")
 TARGETS = ("self_attn.q_proj", "audio_mlp.down_proj", "text_lm_head")
@@ -193,7 +193,7 @@ def test_two_shards_with_checkpointed_layers_train_all_of_it_as_one_process_does
     project.forget()
     batch = BatchJob(global_samples=4, micro_samples=1, accumulation=2)
     mesh = MeshJob(replicate=1, shard=2)
-    finished = torchrun(project, project.job(lora=job, batch=batch, mesh=mesh, activation_checkpointing="full"), 2)
+    finished = train(project, 2, project.job(lora=job, batch=batch, mesh=mesh, activation_checkpointing="full"))
     assert finished.returncode == 0, finished.stderr[-3000:]
     together = project.adapter(3)
     assert together.keys() == alone.keys()
