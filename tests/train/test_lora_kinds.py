@@ -198,4 +198,5 @@ def test_two_shards_with_checkpointed_layers_train_all_of_it_as_one_process_does
     together = project.adapter(3)
     assert together.keys() == alone.keys()
     for name, tensor in alone.items():
-        torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        # AdamW divides a gradient by its size, so the rounding of one that is nearly zero shows.
+        torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
