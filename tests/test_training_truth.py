@@ -140,7 +140,7 @@ def write_sample(root: Path) -> None:
     (root / "sample.json").write_text(json.dumps([{"messages": messages}]), "utf-8")
 
 
-def jobs() -> tuple[PrepareJob, TrainJob, MergeJob]:
+def jobs(mesh: MeshJob) -> tuple[PrepareJob, TrainJob, MergeJob]:
     model = ModelRef(base="builtin:tiny", revision=None, audio_tokenizer="builtin:tiny", audio_tokenizer_revision=None)
     shapes = [
         shape
@@ -162,7 +162,7 @@ def jobs() -> tuple[PrepareJob, TrainJob, MergeJob]:
             **common,
             store="store",
             precision="fp32",
-            mesh=MeshJob(replicate=1, shard=1),
+            mesh=mesh,
             batch=BatchJob(global_samples=1, micro_samples=1, accumulation=1),
             lora=LoraJob(
                 rank=16,
@@ -190,9 +190,9 @@ def jobs() -> tuple[PrepareJob, TrainJob, MergeJob]:
     )
 
 
-def overfit_and_speak(root: Path) -> Outcome:
+def overfit_and_speak(root: Path, mesh: MeshJob | None = None) -> Outcome:
     write_sample(root)
-    prepare_job, train_job, merge_job = jobs()
+    prepare_job, train_job, merge_job = jobs(mesh or MeshJob(replicate=1, shard=1))
 
     def context(job: JobBase) -> StepContext:
         path = root / "job.json"
@@ -200,7 +200,10 @@ def overfit_and_speak(root: Path) -> Outcome:
         return StepContext.of(path, job)
 
     prepare.run(prepare_job, context(prepare_job))
-    step.run(train_job, context(train_job))
+    if mesh is None:
+        step.run(train_job, context(train_job))
+    else:
+        train_on_ranks(context(train_job).job_path, mesh.processes)
     merge.run(merge_job, context(merge_job))
 
     sample = Store.open(root / "store").sample(0)
@@ -231,6 +234,19 @@ def overfit_and_speak(root: Path) -> Outcome:
     )
 
 
+def train_on_ranks(job: Path, processes: int) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    finished = subprocess.run(
+        [*command, "-m", "higgsc", "run-step", str(job)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"PYTHONPATH": str(QUICKSTART.parents[2]), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Any:
     threads = torch.get_num_threads()
@@ -242,6 +258,12 @@ def one_thread() -> Any:
 def test_an_overfitted_sample_is_spoken_exactly_and_ends(tmp_path: Path) -> None:
     outcome = overfit_and_speak(tmp_path)
     assert len(outcome.target) == 30
+    assert outcome.stopped
+    assert outcome.exact
+
+
+def test_it_is_spoken_exactly_after_training_with_tensor_and_sequence_parallelism(tmp_path: Path) -> None:
+    outcome = overfit_and_speak(tmp_path, MeshJob(replicate=1, shard=1, tensor=2, sequence=True))
     assert outcome.stopped
     assert outcome.exact
 

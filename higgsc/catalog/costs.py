@@ -86,16 +86,29 @@ class Setup:
     shard: int
     accumulation: int
     activation_checkpointing: Checkpointing = "none"
+    tensor: int = 1
+    sequence: bool = False
+    """Whether tensor groups divide the residual stream along the sequence."""
+
+    @cached_property
+    def held(self) -> HiggsAudioV2Shape:
+        """The shape of what one process of a tensor group computes with."""
+        return self.shape.divided(self.tensor)
+
+    @property
+    def stretches(self) -> int:
+        """Processes that share the residual stream of a row."""
+        return self.tensor if self.sequence else 1
 
     @cached_property
     def modules(self) -> Mapping[str, tuple[int, int]]:
-        """Modules with an adapter: path to `(out, in)`."""
-        return self.lora.modules(self.shape)
+        """Modules with an adapter: path to `(out, in)`, as one process holds them."""
+        return self.lora.modules(self.held)
 
     @cached_property
     def trained(self) -> Mapping[str, int]:
-        """Trained numbers by module."""
-        return self.lora.parameters(self.shape)
+        """Trained numbers by module, on one process."""
+        return self.lora.parameters(self.held)
 
     @property
     def base_itemsize(self) -> int:
@@ -104,11 +117,11 @@ class Setup:
 
     @property
     def attention_width(self) -> int:
-        return self.shape.attention_heads * self.shape.head_dim
+        return self.held.attention_heads * self.held.head_dim
 
     @cached_property
     def adapter_parameters(self) -> int:
-        """Trained numbers, all modules together."""
+        """Trained numbers, all modules of one process together."""
         return sum(self.trained.values())
 
     @cached_property
@@ -216,7 +229,7 @@ def _state(setup: Setup) -> dict[str, int]:
     bytes a parameter, are there only from the second micro-batch of a step on, and whole: FSDP2 scatters them after the
     last one.
     """
-    shape, (layer, root) = setup.shape, _layer_and_root(setup.shape)
+    shape, (layer, root) = setup.held, _layer_and_root(setup.held)
     adapter = _FP32 * setup.adapter_parameters
     return {
         "base": setup.base_itemsize * (shape.layers * layer + root) // setup.shard,
@@ -234,7 +247,7 @@ def _gathered(setup: Setup) -> tuple[int, int]:
     """
     if setup.shard == 1:
         return 0, 0
-    layer, root = (setup.base_itemsize * count for count in _layer_and_root(setup.shape))
+    layer, root = (setup.base_itemsize * count for count in _layer_and_root(setup.held))
     first = f"{_LAYERS}0."
     layer += _FP32 * sum(count for name, count in setup.trained.items() if name.startswith(first))
     root += _FP32 * sum(count for name, count in setup.trained.items() if not name.startswith(_LAYERS))
@@ -253,18 +266,21 @@ def _saved_by_layers(setup: Setup, sample: Sample, samples: int) -> int:
     """Bytes that the layers keep for the backward pass.
 
     A layer, per token: two norms' inputs in float32, `2 x (4h + 4)`; the feed-forward network's gate, up and SiLU,
-    `3sf`; query, output, and key and value repeated for every query head, `4sa`; log-sum-exp, 4 bytes a head; four
-    masks of one byte. Per row: the block mask as numbers, `s L^2`, made anew by every layer.
+    `3sf`; query, output, and key and value repeated for every query head, `4sa` (a single key-value head is not
+    copied); log-sum-exp, 4 bytes a head; four masks of one byte. A process of a tensor group has its own `f`, `a` and
+    heads, and with sequence parallelism its stretch of the norms' inputs. Per row: the block mask as numbers, `s L^2`,
+    made anew by every layer.
 
     Adapters: `Setup.saved_by_adapters`, and in bf16 autocast's copies of trained weights, `2` bytes a parameter. DoRA
     with dropout multiplies the base's weight a second time, in bf16 with a copy of it.
 
     Source: the trace of `higgsc/train/trace.py`, and the code that it ran.
     """
-    s, shape = setup.base_itemsize, setup.shape
+    s, shape = setup.base_itemsize, setup.held
     tokens = samples * sample.tokens
-    per_token = 2 * (_FP32 * shape.hidden_size + _FP32) + 3 * s * shape.intermediate_size
-    per_token += 4 * s * setup.attention_width + _FP32 * shape.attention_heads + 4
+    per_token = 2 * (_FP32 * shape.hidden_size + _FP32) // setup.stretches + 3 * s * shape.intermediate_size
+    keys = setup.attention_width if shape.key_value_heads > 1 else shape.head_dim
+    per_token += 2 * s * (setup.attention_width + keys) + _FP32 * shape.attention_heads + 4
     saved = shape.layers * (tokens * per_token + s * tokens**2)
 
     through = _through(sample)
@@ -279,7 +295,7 @@ def _saved_by_checkpoints(setup: Setup, sample: Sample, samples: int) -> int:
     """Bytes that layers keep with activation checkpointing: their input, `sh` a token, `_kept_by_layer`, once the bools
     of the block mask, and in bf16 autocast's copies of trained weights."""
     tokens = samples * sample.tokens
-    inputs = setup.base_itemsize * setup.shape.hidden_size * tokens
+    inputs = setup.base_itemsize * setup.shape.hidden_size * tokens // setup.stretches
     copies = 2 * setup.adapter_parameters if setup.precision == "bf16" else 0
     return setup.shape.layers * (inputs + _kept_by_layer(setup, sample, samples)) + tokens**2 + copies
 
@@ -292,7 +308,7 @@ def _kept_by_layer(setup: Setup, sample: Sample, samples: int) -> int:
     """
     if setup.activation_checkpointing != "selective":
         return 0
-    s, shape = setup.base_itemsize, setup.shape
+    s, shape = setup.base_itemsize, setup.held
     through = _through(sample)
     kept = (s * setup.attention_width + _FP32 * shape.attention_heads) * samples * sample.tokens
     twice = setup.lora.dora and setup.lora.dropout > 0
@@ -304,13 +320,14 @@ def _kept_by_layer(setup: Setup, sample: Sample, samples: int) -> int:
 
 def _saved_by_norm(setup: Setup, sample: Sample, samples: int) -> int:
     """The final norm's input in float32, `4h + 4` a token."""
-    return samples * sample.tokens * (_FP32 * setup.shape.hidden_size + _FP32)
+    return samples * sample.tokens * (_FP32 * setup.shape.hidden_size + _FP32) // setup.stretches
 
 
 def _feed_forward_working(setup: Setup, sample: Sample, samples: int) -> int:
     """The last layer's audio network, after its down projection: `sf + 5sh` an audio row (and `4f` for the float32
-    copy that PEFT hands to an adapter there), `3sh` a token for the residual stream, and the block mask's bools."""
-    s, shape, tokens = setup.base_itemsize, setup.shape, samples * sample.tokens
+    copy that PEFT hands to an adapter there), `3sh` a token for the residual stream, and the block mask's bools.
+    In a tensor group the block's input and output are whole, and a stretch of the output is summed: `sh` more each."""
+    s, shape, tokens = setup.base_itemsize, setup.held, samples * sample.tokens
     dora = _dora_working(setup, "audio_mlp.down_proj")
     per_row = s * shape.intermediate_size
     if any(name.endswith(".audio_mlp.down_proj") for name in setup.modules):
@@ -321,7 +338,10 @@ def _feed_forward_working(setup: Setup, sample: Sample, samples: int) -> int:
             per_row += _FP32 * shape.intermediate_size
     else:
         per_row += 2 * s * shape.hidden_size
-    return samples * sample.audio_rows * per_row + 3 * s * shape.hidden_size * tokens + tokens**2 + dora
+    streams = 3 * s * shape.hidden_size * tokens
+    if setup.tensor > 1:
+        streams += s * shape.hidden_size * (tokens + tokens // setup.stretches)
+    return samples * sample.audio_rows * per_row + streams + tokens**2 + dora
 
 
 def _feed_forward_again(setup: Setup, sample: Sample, samples: int) -> int:
@@ -330,7 +350,7 @@ def _feed_forward_again(setup: Setup, sample: Sample, samples: int) -> int:
     Whichever is more: what it takes in the forward pass, without the block mask's bools; or, after its down projection,
     the gradients of its product and of both factors, `3sf` an audio row, and of the residual stream, `sh` a token.
     """
-    s, shape = setup.base_itemsize, setup.shape
+    s, shape = setup.base_itemsize, setup.held
     per_row = 3 * s * shape.intermediate_size
     backward = samples * (sample.audio_rows * per_row + sample.tokens * s * shape.hidden_size)
     return max(backward, _feed_forward_working(setup, sample, samples) - (samples * sample.tokens) ** 2)
@@ -370,11 +390,11 @@ def _norm_working(setup: Setup, sample: Sample, samples: int) -> int:
     """
     heads = sum(count for name, count in setup.trained.items() if not name.startswith(_LAYERS))
     new = (_FP32 if setup.accumulation == 1 else 0) - (2 if setup.precision == "bf16" else 0)
-    return 5 * _FP32 * setup.shape.hidden_size * samples * sample.tokens + new * heads
+    return 5 * _FP32 * setup.shape.hidden_size * samples * sample.tokens // setup.stretches + new * heads
 
 
 def flops_per_token(setup: Setup, *, keys: float, audio_share: float = 1.0) -> float:
-    """Floating-point operations of forward and backward pass for one token.
+    """Floating-point operations of one process for the forward and backward pass of one token.
 
     `4N + 6N_lora + 14 x keys x a x layers`, and what activation checkpointing computes again: selective the adapters,
     `2N_lora`; full the layers, `2N + 2N_lora + 4 x keys x a x layers`.
@@ -389,7 +409,7 @@ def flops_per_token(setup: Setup, *, keys: float, audio_share: float = 1.0) -> f
             dense block mask that the trainer uses.
         audio_share: Share of the tokens that take the audio network.
     """
-    shape = setup.shape
+    shape = setup.held
     weights = {".audio_mlp.": audio_share, ".mlp.": 1.0 - audio_share, "text_lm_head": 0.0}
 
     def active(name: str) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import gcd
 
 from higgsc.catalog.costs import Memory, Sample, Setup, flops_per_token, memory
 from higgsc.catalog.gpus import Gpu
@@ -36,7 +37,7 @@ class Speed:
     target_seconds: float
     """Seconds of speech in its target."""
     flops_per_token: float
-    """Operations of forward and backward pass."""
+    """Operations of forward and backward pass, on all GPUs that see the token."""
     tokens_per_second: float
     """Of one GPU."""
     step_seconds: float
@@ -44,6 +45,8 @@ class Speed:
     speech_hours_per_hour: float
     """Hours of target speech that all GPUs together train on in an hour."""
     gpus: int
+    tensor: int
+    """GPUs of a tensor group."""
     total_hours: float | None
     """The whole training; None if its length is given in epochs, for the number of samples is not known."""
 
@@ -54,8 +57,9 @@ class Speed:
     @property
     def assumption(self) -> str:
         """What the figures rest on, in words; belongs beside every one of them."""
+        talk = "" if self.tensor == 1 else "what tensor groups say to each other is not counted; "
         return (
-            f"{UTILISATION:.0%} of the GPU's peak is assumed, with clips of {self.target_seconds:g} s; "
+            f"{UTILISATION:.0%} of the GPU's peak is assumed, with clips of {self.target_seconds:g} s; {talk}"
             "no run of this trainer has been measured"
         )
 
@@ -109,9 +113,10 @@ def largest_batch(setup: Setup, sample: Sample, gpu: Gpu) -> int:
 
 
 def speed(setup: Setup, seconds: float, samples: int, gpu: Gpu, *, steps: int | None) -> Speed:
-    """Speed on `replicate x shard` GPUs.
+    """Speed on `replicate x shard x tensor` GPUs.
 
     Communication is not counted: with whole copies of the base, what moves once in a step are the adapter's gradients.
+    Within a tensor group a row's activations move four times in every layer, and that takes time that is left out here.
 
     Args:
         seconds: Assumed length of a sample's reference, and of its target.
@@ -122,18 +127,20 @@ def speed(setup: Setup, seconds: float, samples: int, gpu: Gpu, *, steps: int | 
     row = samples * sample.tokens
     # The kernel multiplies what the dense block mask then hides, so a token attends to its whole row.
     flops = flops_per_token(setup, keys=row, audio_share=sample.audio_rows / sample.tokens)
-    tokens_per_second = gpu.bf16_tflops_dense * 1e12 * UTILISATION / flops
-    step_seconds = setup.accumulation * row / tokens_per_second
-    gpus = setup.replicate * setup.shard
+    of_group = gpu.bf16_tflops_dense * 1e12 * UTILISATION / flops
+    tokens_per_second = of_group / setup.tensor
+    step_seconds = setup.accumulation * row / of_group
+    gpus = setup.replicate * setup.shard * setup.tensor
     samples_per_second = gpus * tokens_per_second / sample.tokens
     return Speed(
         sample=sample,
         target_seconds=seconds,
-        flops_per_token=flops,
+        flops_per_token=flops * setup.tensor,
         tokens_per_second=tokens_per_second,
         step_seconds=step_seconds,
         speech_hours_per_hour=samples_per_second * seconds,
         gpus=gpus,
+        tensor=setup.tensor,
         total_hours=None if steps is None else steps * step_seconds / 3600,
     )
 
@@ -186,3 +193,16 @@ def duration(hours: float) -> str:
 def with_shards(setup: Setup, shard: int) -> Setup:
     """The same processes, with `shard` of them to a copy of the base."""
     return replace(setup, shard=shard, replicate=setup.replicate * setup.shard // shard)
+
+
+def with_tensor(setup: Setup, tensor: int) -> Setup:
+    """The same processes in tensor groups of `tensor`, which divide the sequence too; the global batch stays.
+
+    They see fewer samples at a time, so more micro-batches are accumulated; shards are as many, if the processes allow.
+    """
+    ranks = setup.replicate * setup.shard * setup.tensor // tensor
+    shard = gcd(setup.shard, ranks)
+    accumulation = setup.accumulation * tensor // setup.tensor
+    return replace(
+        setup, tensor=tensor, sequence=True, shard=shard, replicate=ranks // shard, accumulation=accumulation
+    )

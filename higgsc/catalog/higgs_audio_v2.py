@@ -6,7 +6,7 @@ each (`mlp`, `audio_mlp`). No projection has a bias; embeddings and heads are un
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from higgsc.catalog.codec import CODEBOOK_SIZE, CODEBOOKS, SPECIAL_TOKENS
@@ -82,6 +82,28 @@ class HiggsAudioV2Shape:
         shapes["audio_lm_head.weight"] = (audio_rows, self.hidden_size)
         shapes["text_lm_head.weight"] = (self.vocab_size, self.hidden_size)
         return shapes
+
+    def divided(self, tensor: int) -> "HiggsAudioV2Shape":
+        """What each of `tensor` processes holds that share the matrices of every layer: heads and inner widths.
+
+        Embeddings, norms and output heads are whole on each.
+        """
+        assert self.indivisible(tensor) is None
+        return replace(
+            self,
+            attention_heads=self.attention_heads // tensor,
+            key_value_heads=self.key_value_heads // tensor,
+            intermediate_size=self.intermediate_size // tensor,
+        )
+
+    def indivisible(self, tensor: int) -> str | None:
+        """What `tensor` processes cannot share evenly, in words; None if there is nothing."""
+        sizes = {
+            "key-value heads": self.key_value_heads,
+            "attention heads": self.attention_heads,
+            "features of the feed-forward networks": self.intermediate_size,
+        }
+        return next((f"{size:,} {what}" for what, size in sizes.items() if size % tensor), None)
 
     def parameter_count(self) -> int:
         """Scalars in all parameters, the text head included."""

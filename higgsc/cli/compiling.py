@@ -17,7 +17,7 @@ from higgsc.compiler.plan import Plan
 from higgsc.compiler.presence import missing_files, missing_packages
 from higgsc.compiler.render.text import render_text
 from higgsc.contract.outcome import ExitCode, StepError
-from higgsc.emit.prediction import memory_line
+from higgsc.emit.prediction import memory_line, mesh_line
 
 
 def compile_and_report(
@@ -67,13 +67,11 @@ def headline(plan: Plan, ir: Ir) -> str:
     targets = lora.targets if isinstance(lora.targets, str) else f"{len(lora.targets)} targets"
     trainable = ir.integer("training.trainable_parameters")
     share = trainable / ir.shape.parameter_count()
-    mesh = [f"replicate {ir.integer('parallelism.replicate')}"]
-    mesh += [f"shard {ir.spec.parallelism.shard}"] if ir.spec.parallelism.shard > 1 else []
     facts = [
         plan.hardware,
         f"LoRA {targets} r={lora.rank} ({trainable / 1e6:.1f} M trainable, {share:.1%})",
         ir.spec.precision,
-        " × ".join(mesh),
+        mesh_line(ir),
     ]
     steps = " → ".join(step.name for step in plan.steps)
     return f"{plan.name}  {' · '.join(facts)}\n  {steps}\n  memory  {memory_line(estimate_of(ir))}"

@@ -141,7 +141,7 @@ def _document(made: Compiled, found: Estimate, traced: dict[str, Any] | None) ->
         "name": made.plan.name,
         "hardware": made.plan.hardware,
         "steps": [step.name for step in made.plan.steps],
-        "mesh": {"replicate": ir.integer("parallelism.replicate"), "shard": ir.spec.parallelism.shard},
+        "mesh": {**ir.spec.parallelism.model_dump(), "replicate": ir.integer("parallelism.replicate")},
         "trainable_parameters": ir.integer("training.trainable_parameters"),
         "parameters": ir.shape.parameter_count(),
         "accumulation": ir.integer("training.accumulation"),

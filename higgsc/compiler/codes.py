@@ -101,8 +101,9 @@ CODES: dict[str, Code] = {
     ),
     "HC301": Code(
         "the mesh does not fit the hardware",
-        "`replicate` x `shard` has to equal the number of GPUs, nodes x GPUs per node. `replicate: auto` takes what\n"
-        "`shard` leaves over.",
+        "`replicate` x `shard` x `tensor` has to equal the number of GPUs, nodes x GPUs per node. `replicate: auto`\n"
+        "takes what `shard` and `tensor` leave over. `tensor` also has to divide the model's attention heads, its\n"
+        "key-value heads and the width of its feed-forward networks: each GPU of a tensor group takes a share of them.",
     ),
     "HC302": Code(
         "unknown GPU",
@@ -121,11 +122,26 @@ CODES: dict[str, Code] = {
         "To try a spec out on a CPU there is `builtin:tiny`, as `model.base` and `model.audio_tokenizer`.",
         "warning",
     ),
+    "HC305": Code(
+        "a tensor group that leaves its machine",
+        "The GPUs of a tensor group exchange activations several times in every layer. Between machines that takes\n"
+        "longer than the computation, so `tensor` has to divide the number of GPUs per machine.",
+    ),
+    "HC306": Code(
+        "sequence parallelism without a tensor group",
+        "`sequence: true` divides the activations between the blocks of a layer among the GPUs of a tensor group.\n"
+        "With `tensor: 1` a group is one GPU, and there is nothing to divide.",
+    ),
+    "HC307": Code(
+        "what cannot be combined with a tensor group",
+        "DoRA scales whole rows of a matrix, of which each GPU of a tensor group holds a part; and the layers that\n"
+        "`training.compile` compiles are not those that a tensor group runs. Both need `tensor: 1`.",
+    ),
     "HC311": Code(
         "the global batch does not divide",
         "An optimizer step sees `global_batch.samples` samples. They are shared evenly by the data-parallel ranks\n"
-        "(replicate x shard) and processed in micro-batches of `micro_batch.samples`, so the product of the two has\n"
-        "to divide the global batch. Nothing is rounded.",
+        "(replicate x shard; with `tensor` above 1 each is a group of GPUs) and processed in micro-batches of\n"
+        "`micro_batch.samples`, so the product of the two has to divide the global batch. Nothing is rounded.",
     ),
     "HC320": Code(
         "the training has no length, or two",

@@ -87,6 +87,18 @@ class MeshJob(_Frozen):
 
     replicate: int
     shard: int
+    tensor: int = 1
+    sequence: bool = False
+    """Whether tensor groups also divide the activations between the blocks, along the sequence."""
+
+    @property
+    def data_parallel(self) -> int:
+        """Processes, or tensor groups of them, that train on samples of their own."""
+        return self.replicate * self.shard
+
+    @property
+    def processes(self) -> int:
+        return self.data_parallel * self.tensor
 
 
 class BatchJob(_Frozen):

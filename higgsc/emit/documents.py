@@ -10,7 +10,7 @@ from typing import Any
 from higgsc.compiler.composition.provenance import origin_of, values_of
 from higgsc.compiler.reading.source import NodePath
 from higgsc.emit.build import Build
-from higgsc.emit.prediction import section
+from higgsc.emit.prediction import mesh_line, section
 
 PLAN_SCHEMA = "higgsc.plan/v1"
 
@@ -68,12 +68,13 @@ def report(build: Build) -> dict[str, str]:
         "|---|---|",
         f"| base | `{spec.model.base}`{f' at `{spec.model.revision}`' if spec.model.revision else ''} |",
         f"| hardware | {plan.hardware} |",
-        f"| mesh | replicate {ir.integer('parallelism.replicate')} × shard {spec.parallelism.shard} |",
+        f"| mesh | {mesh_line(ir)} |",
         f"| precision | {spec.precision} base, fp32 adapter |",
         f"| LoRA | rank {spec.lora.rank}, alpha {spec.lora.alpha:g}, on {ir.integer('lora.module_count')} modules |",
         f"| trainable | {trainable:,} of {total:,} parameters ({trainable / total:.2%}) |",
         f"| global batch | {spec.training.global_batch.samples} samples = "
-        f"{ir.integer('parallelism.replicate') * spec.parallelism.shard} ranks × "
+        f"{ir.integer('parallelism.replicate') * spec.parallelism.shard} "
+        f"{'ranks' if spec.parallelism.tensor == 1 else 'tensor groups'} × "
         f"{spec.training.micro_batch.samples} × {ir.integer('training.accumulation')} accumulated |",
         f"| length | {length} |",
         f"| run folder | `{plan.run}` |",

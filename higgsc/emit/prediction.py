@@ -18,6 +18,14 @@ PARTS = {
 """The parts of `higgsc.catalog.costs.Memory`, for people."""
 
 
+def mesh_line(ir: Ir) -> str:
+    """`replicate 2 × shard 4 × tensor 2 with sequence`: the mesh without the dimensions that are 1, but the first."""
+    given = ir.spec.parallelism
+    sizes = [f"replicate {ir.integer('parallelism.replicate')}"]
+    sizes += [f"{name} {size}" for name, size in (("shard", given.shard), ("tensor", given.tensor)) if size > 1]
+    return " × ".join(sizes) + (" with sequence" if given.sequence else "")
+
+
 def memory_line(found: Estimate) -> str:
     """`52.8 of 141 GB per GPU   fits; up to 19,980 tokens per micro-batch (10 samples) would`."""
     need = found.memory.total / 1e9

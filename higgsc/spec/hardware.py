@@ -70,6 +70,13 @@ class Parallelism(SpecModel):
     """How the processes divide the work, as dimensions of a PyTorch DeviceMesh."""
 
     replicate: int | Literal["auto"] = Field(default="auto")
-    """Copies of the model, each on other samples (data parallel); `auto` takes the GPUs that `shard` leaves."""
+    """Copies of the model, each on other samples (data parallel); `auto` takes the GPUs that `shard` and
+    `tensor` leave."""
     shard: int = Field(default=1, ge=1)
     """Processes that share one copy of the model's weights (FSDP2). 1 is right for LoRA on 80 GB and more."""
+    tensor: int = Field(default=1, ge=1)
+    """GPUs of one machine that share every layer's matrices, and so a row's activations (tensor parallel). For
+    recordings too long for one GPU: unlike `replicate` and `shard`, it exchanges activations in every layer."""
+    sequence: bool = Field(default=False)
+    """With `tensor` above 1: also shares what lies between the blocks of the layers, along the sequence. Saves memory
+    and exchanges no more."""

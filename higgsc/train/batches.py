@@ -55,7 +55,7 @@ class BatchPlan:
         seed: Determines the order.
         global_samples: Samples of an optimizer step, over all processes.
         micro_samples: Samples that a process packs into one row.
-        world_size: Processes.
+        world_size: Processes, or tensor groups of them.
         curriculum: Which samples each step takes, where short ones come first.
     """
 
@@ -95,7 +95,7 @@ class BatchPlan:
         if product != batch.global_samples:
             raise StepError(
                 f"micro_samples({batch.micro_samples}) * accumulation({batch.accumulation}) * "
-                f"processes({world_size}) = {product} != global_samples({batch.global_samples})",
+                f"data-parallel ranks({world_size}) = {product} != global_samples({batch.global_samples})",
                 code=ExitCode.USAGE,
                 help="start as many processes as the job was built for, or build the spec again",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,6 @@ from higgsc.train.batches import Indices
 from higgsc.train.contrastive import Voices, count_anchors, info_nce, pooled, voices
 from higgsc.train.loss import LossModule, LossSums, objective
 from higgsc.train.mesh import Mesh
-from higgsc.train.optimizer import clip_gradients
 from higgsc.train.sequence import AudioTokens, label_counts
 
 
@@ -38,7 +38,7 @@ class Gradients:
         store: The samples.
         module: The model with its loss, distributed over the processes.
         tokens: Ids of its checkpoint.
-        parameters: The trained ones.
+        parameters: The trained ones, by their names in the model.
         autocast: Number format of the arithmetic, where it is not the parameters' own.
     """
 
@@ -50,7 +50,7 @@ class Gradients:
         *,
         module: LossModule,
         tokens: AudioTokens,
-        parameters: list[nn.Parameter],
+        parameters: Mapping[str, nn.Parameter],
         autocast: torch.dtype | None,
     ) -> None:
         self._job, self._mesh, self._store = job, mesh, store
@@ -91,7 +91,7 @@ class Gradients:
             mesh.scaled(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         mesh.reduce_gradients(self._parameters)
-        return losses, sums, clip_gradients(self._parameters, self._job.optimizer.max_grad_norm)
+        return losses, sums, mesh.clip_gradients(self._parameters, self._job.optimizer.max_grad_norm)
 
 
 class Comparison:
@@ -108,5 +108,5 @@ class Comparison:
             where.speakers,
             temperature=self._contrastive.temperature,
             gather=self._mesh.gather_rows,
-            first=self._mesh.rank * len(where.speakers),
+            first=self._mesh.data_rank * len(where.speakers),
         )

@@ -36,8 +36,8 @@ class SavedMeter(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sums: tuple[tuple[float, ...], ...]
-    """What each process had summed: audio by codebook, text, contrastive, and the three with their weights. Apart,
-    because a sum depends on its order."""
+    """What each share of the data had summed: audio by codebook, text, contrastive, and the three with their weights.
+    Apart, because a sum depends on its order."""
     audio_labels: int
     text_labels: int
     anchors: int
@@ -74,13 +74,13 @@ class LossMeter:
         )
 
     def load(self, saved: SavedMeter) -> None:
-        """Go on with a saved stretch. Of other processes than now, the first takes over what all had summed."""
+        """Go on with a saved stretch. Of more or fewer shares of the data, the first takes over what all had summed."""
         self._audio_labels, self._text_labels, self._anchors = saved.audio_labels, saved.text_labels, saved.anchors
         sums = torch.tensor(saved.sums, dtype=torch.float64)
-        if len(sums) != self._mesh.world_size:
-            others = torch.zeros(self._mesh.world_size - 1, sums.shape[1], dtype=torch.float64)
+        if len(sums) != self._mesh.data_size:
+            others = torch.zeros(self._mesh.data_size - 1, sums.shape[1], dtype=torch.float64)
             sums = torch.cat((sums.sum(dim=0, keepdim=True), others))
-        self._sums = sums[self._mesh.rank].to(self._mesh.device)
+        self._sums = sums[self._mesh.data_rank].to(self._mesh.device)
 
     def means(self) -> dict[str, float]:
         """`loss/...` of the stretch, over all processes; every process has to ask. Empty if no step of it counted.

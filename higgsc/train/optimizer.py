@@ -1,4 +1,4 @@
-"""AdamW over the adapter, its learning-rate schedule, and gradient clipping."""
+"""AdamW over the adapter, and its learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 
 from higgsc.contract.jobs import OptimizerJob
 
@@ -42,13 +41,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     """Use `value` for the next step of every parameter."""
     for group in optimizer.param_groups:
         group["lr"] = value
-
-
-def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale gradients down to an L2 norm of `max_norm` over all parameters and processes.
-
-    Returns:
-        The norm before, a scalar on the parameters' device; not finite if any gradient is not.
-    """
-    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -61,7 +61,7 @@ class Progress(BaseModel):
 
 
 def seed_dropout(seed: int, rank: int, step: int) -> None:
-    """Seed what optimizer step `step` draws: other numbers on each process, the same in every run of the step."""
+    """Seed what optimizer step `step` draws: other numbers for each share of the data, the same in every run of it."""
     torch.manual_seed(torch_seed(seed, Purpose.DROPOUT, rank, step))
 
 
@@ -135,11 +135,11 @@ def restore(
     saved = _Tensors(checkpoint / "optimizer.safetensors", mesh)
     with_moments = updates > 0 or bool(saved)
     for name, parameter in parameters.items():
-        parameter.copy_(weights.part(in_file[name], parameter))
+        parameter.copy_(weights.part(in_file[name], name, parameter))
         if with_moments:
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(updates), device=mesh.device),
-                **{moment: saved.part(f"{moment}.{name}", parameter) for moment in MOMENTS},
+                **{moment: saved.part(f"{moment}.{name}", name, parameter) for moment in MOMENTS},
             }
     weights.expect_empty()
     saved.expect_empty()
@@ -152,16 +152,17 @@ class _Tensors:
         self._path, self._mesh = path, mesh
         self._tensors: dict[str, Tensor] = load_file(path)
 
-    def part(self, name: str, like: Tensor) -> Tensor:
-        whole = self._tensors.pop(name, None)
-        if whole is None or whole.shape != like.shape:
+    def part(self, name: str, parameter: str, like: Tensor) -> Tensor:
+        """What this process holds of the tensor called `name` here, for the parameter of that name in the model."""
+        whole, shape = self._tensors.pop(name, None), self._mesh.shape(parameter, like)
+        if whole is None or whole.shape != shape:
             found = "nothing" if whole is None else f"{list(whole.shape)}"
             raise StepError(
-                f"holds {found} for {name}, which is {list(like.shape)} in the model",
+                f"holds {found} for {name}, which is {list(shape)} in the model",
                 path=self._path,
                 help="the checkpoint belongs to another base; train into another folder",
             )
-        return self._mesh.part(whole, like)
+        return self._mesh.part(parameter, whole, like)
 
     def __bool__(self) -> bool:
         return bool(self._tensors)

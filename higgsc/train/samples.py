@@ -88,10 +88,10 @@ class Samples:
         was_training = self._module.training
         self._module.eval()
         try:
-            for first in range(0, count, mesh.world_size):
+            for first in range(0, count, mesh.data_size):
                 before_each()
                 # Sharded processes have to run forward together: one without a prompt of its own repeats the last.
-                mine = min(first + mesh.rank, count - 1)
+                mine = min(first + mesh.data_rank, count - 1)
                 spoken = mesh.gather(self._pack(*self._say(int(self._chosen[mine]))))
                 for number, values in enumerate(spoken[: count - first]):
                     self._write(step, int(self._chosen[first + number]), values, show)

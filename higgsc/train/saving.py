@@ -54,8 +54,9 @@ class Saver:
         self._writer, self._host = BackgroundWriter(), HostCopy(mesh.device)
         if mesh.is_first:
             for name, parameter in parameters.items():
+                whole = torch.empty(mesh.shape(name, parameter), dtype=parameter.dtype, device="meta")
                 for buffer in (name, *(f"{moment}.{name}" for moment in MOMENTS)):
-                    self._host.reserve(buffer, parameter)
+                    self._host.reserve(buffer, whole)
 
     def __enter__(self) -> Saver:
         return self
@@ -159,11 +160,11 @@ class Saver:
         """The adapter and AdamW's moments in full, in buffers of the first process."""
         weights, moments = {}, {}
         for name, parameter in self._parameters.items():
-            whole = self._mesh.whole(parameter)
+            whole = self._mesh.whole(name, parameter)
             if self._mesh.is_first:  # the others only take part in putting it together
                 weights[name] = self._host.copy(name, whole)
             for moment in MOMENTS:
-                whole = self._mesh.whole(self._optimizer.state[parameter][moment])
+                whole = self._mesh.whole(name, self._optimizer.state[parameter][moment])
                 if self._mesh.is_first:
                     moments[f"{moment}.{name}"] = self._host.copy(f"{moment}.{name}", whole)
         self._host.begun()

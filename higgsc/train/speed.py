@@ -130,10 +130,12 @@ def utilisation(job: TrainJob, window: Window, *, peak: float) -> float:
         shard=job.mesh.shard,
         accumulation=job.batch.accumulation,
         activation_checkpointing="none",  # what it computes again is not needed
+        tensor=job.mesh.tensor,
+        sequence=job.mesh.sequence,
     )
     keys = window.squares / window.tokens / 2
     needed = flops_per_token(setup, keys=keys, audio_share=window.audio_rows / window.tokens)
-    return needed * window.tokens / window.seconds / peak
+    return needed * job.mesh.tensor * window.tokens / window.seconds / peak
 
 
 def peak_flops(device: torch.device) -> float | None:

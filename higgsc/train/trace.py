@@ -31,7 +31,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -44,9 +43,9 @@ from higgsc.data.store import StoredSample
 from higgsc.train.batches import PackedBatch, pack
 from higgsc.train.layers import run_layers
 from higgsc.train.loss import LossModule, objective
-from higgsc.train.mesh import Mesh
+from higgsc.train.mesh import Mesh, device_mesh
 from higgsc.train.model import adapter_parameters, adapter_shape, add_lora
-from higgsc.train.optimizer import adamw, clip_gradients
+from higgsc.train.optimizer import adamw
 from higgsc.train.sequence import TEXT_LABELS, AudioTokens, Sequence, build_sequence
 from higgsc.train.tracker import PARTS, Tracker
 
@@ -75,7 +74,6 @@ def trace(job: TrainJob, lengths: Lengths, layers: int) -> dict[str, dict[str, i
         base = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True).to(dtype)
         module = LossModule(add_lora(base.eval(), _cut(job.lora, shape), job.seed)).train()
     # As eagerly as the layers are counted: compiled ones keep less. Fakes have no random state to put back.
-    run_layers(module.causal.model.layers, job.model_copy(update={"compile": False}), redraws=False)
     tokens = AudioTokens.of(config)
     real = pack([_sequence(lengths, shape, tokens)] * job.batch.micro_samples)
     mesh = _mesh(job)  # reads ranks, so not from fake tensors
@@ -83,9 +81,11 @@ def trace(job: TrainJob, lengths: Lengths, layers: int) -> dict[str, dict[str, i
     with fake:
         _fill(module)
         batch = _faked(real, fake)
+        mesh.divide(module)
+        run_layers(module.causal.model.layers, job.model_copy(update={"compile": False}), redraws=False)
         mesh.distribute(module)
-        parameters = list(adapter_parameters(module).values())
-        optimizer = adamw(parameters, job.optimizer)
+        parameters = adapter_parameters(module)
+        optimizer = adamw(list(parameters.values()), job.optimizer)
         masks = {batch.audio_input_ids_mask: batch.audio_input_ids_mask.numel()}
         tracker = Tracker(lambda: _owners(module, optimizer), masks, resized=job.mesh.shard > 1)
         with tracker, _marked(module, tracker), _as_on_a_gpu():
@@ -98,7 +98,7 @@ def _optimizer_step(
     job: TrainJob,
     mesh: Mesh,
     module: LossModule,
-    parameters: list[nn.Parameter],
+    parameters: Mapping[str, nn.Parameter],
     optimizer: Any,
     batch: PackedBatch,
     tracker: Tracker,
@@ -116,7 +116,7 @@ def _optimizer_step(
         mesh.scaled(loss).backward()  # type: ignore[no-untyped-call]
     tracker.phase = "update"
     mesh.reduce_gradients(parameters)
-    clip_gradients(parameters, job.optimizer.max_grad_norm)
+    mesh.clip_gradients(parameters, job.optimizer.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
@@ -211,11 +211,9 @@ def _faked(batch: PackedBatch, mode: FakeTensorMode) -> PackedBatch:
 
 
 def _mesh(job: TrainJob) -> Mesh:
-    if job.mesh.replicate * job.mesh.shard == 1:
+    if job.mesh.processes == 1:
         return Mesh.single(torch.device("cpu"))
-    names = ("replicate", "shard")
-    devices = init_device_mesh("cpu", (job.mesh.replicate, job.mesh.shard), mesh_dim_names=names)
-    return Mesh(job.mesh, device=torch.device("cpu"), rank=0, devices=devices)
+    return Mesh(job.mesh, device=torch.device("cpu"), rank=0, devices=device_mesh(job.mesh, "cpu"))
 
 
 def _cut(job: LoraJob, shape: HiggsAudioV2Shape) -> LoraJob:
@@ -269,7 +267,7 @@ def _config(shape: HiggsAudioV2Shape) -> HiggsAudioV2Config:
 
 def peak(job: TrainJob, lengths: Lengths) -> dict[str, int]:
     """Peak memory in bytes, by part, of a process of the job's training; the other processes are fake."""
-    world = job.mesh.replicate * job.mesh.shard
+    world = job.mesh.processes
     if world > 1:
         dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
     try:

@@ -78,7 +78,7 @@ class Training:
         _check_base(job, store)
         longer = np.maximum(store.reference_frames, store.target_frames)[store.train]
         lengths = None if job.curriculum is None else (job.curriculum, longer)
-        self._plan = BatchPlan.of(job.batch, store.train, seed=job.seed, world_size=mesh.world_size, lengths=lengths)
+        self._plan = BatchPlan.of(job.batch, store.train, seed=job.seed, world_size=mesh.data_size, lengths=lengths)
         if job.compile:
             expect_compiler(mesh.device)
         bf16 = job.precision == "bf16"
@@ -91,19 +91,19 @@ class Training:
         # Adapters are float32; autocast computes with them in the base's number format.
         self._autocast = torch.bfloat16 if bf16 else None
         self._module = LossModule(self._model, Comparison(job, mesh)).train()
+        mesh.divide(self._module)
         run_layers(self._module.causal.model.layers, job)
         mesh.distribute(self._module)
         # Taken once: after a forward pass, FSDP2 may show a module's gathered parameters instead of its shards.
         self._adapter = adapter_parameters(self._model)
-        self._parameters = list(self._adapter.values())
-        self._optimizer = adamw(self._parameters, job.optimizer)
+        self._optimizer = adamw(list(self._adapter.values()), job.optimizer)
         self._gradients = Gradients(
             job,
             mesh,
             store,
             module=self._module,
             tokens=AudioTokens.of(base.config),
-            parameters=self._parameters,
+            parameters=self._adapter,
             autocast=self._autocast,
         )
 
@@ -279,8 +279,8 @@ class Training:
     def _optimizer_step(self, step: int) -> None:
         """Do optimizer step `step` (0-based)."""
         job, mesh, number = self._job, self._mesh, self._batch_of(step)
-        seed_dropout(job.seed, mesh.rank, number)
-        samples, rows = self._plan.global_batch(number), self._plan.micro_batches(number, mesh.rank)
+        seed_dropout(job.seed, mesh.data_rank, number)
+        samples, rows = self._plan.global_batch(number), self._plan.micro_batches(number, mesh.data_rank)
         weights, counts = weights_at(job.loss, step), self._gradients.counts(samples)
         losses, sums, norm = self._gradients.compute(rows, weights, counts)
 
@@ -304,7 +304,7 @@ class Training:
             row,
             job=self._job,
             store=self._store,
-            parameters=self._parameters,
+            parameters=list(self._adapter.values()),
             optimizer=self._optimizer,
             gradients=lambda rows: self._gradients.compute(rows, self._job.loss, Counts(1, 1, 1)),
         )
@@ -318,7 +318,7 @@ class Training:
             counts = self._gradients.counts(batch)
             for meter in (self._since_log, self._since_checkpoint):
                 meter.add_labels(*(-count for count in counts))
-            samples = self._guard.samples(step, self._plan.micro_batches(number, self._mesh.rank))
+            samples = self._guard.samples(step, self._plan.micro_batches(number, self._mesh.data_rank))
             if self._mesh.is_first:
                 self._rollbacks.suspect(record_skipped(self._folder, step, samples, batch, self._store))
         self._guard.judge(new)

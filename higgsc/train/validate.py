@@ -72,14 +72,14 @@ def validation_losses(
     module.eval()
     rows = [indices[start : start + micro_samples] for start in range(0, len(indices), micro_samples)]
     try:
-        for number, first in enumerate(range(0, len(rows), mesh.world_size)):
+        for number, first in enumerate(range(0, len(rows), mesh.data_size)):
             before_row(number)
             # Sharded processes have to run forward together: one that has no row left repeats the last, uncounted.
-            mine = min(first + mesh.rank, len(rows) - 1)
+            mine = min(first + mesh.data_rank, len(rows) - 1)
             batch = assemble(store, rows[mine], tokens)
             with torch.autocast(mesh.device.type, autocast, enabled=autocast is not None):
                 row_sums = module(batch.to(mesh.device))
-            if mine == first + mesh.rank:
+            if mine == first + mesh.data_rank:
                 sums += torch.cat((row_sums.audio, row_sums.text[None]))
     finally:
         module.train(was_training)

@@ -70,6 +70,30 @@ def test_shards_divide_what_is_kept_and_gather_what_is_used() -> None:
     assert half.gathered == root + layer
 
 
+def test_a_tensor_group_divides_matrices_and_not_the_rest() -> None:
+    """Rank 16 on q (column-parallel: A whole) and down (row-parallel: B whole) of the released model, on two GPUs."""
+    targets = ("self_attn.q_proj", "audio_mlp.down_proj")
+    found = memory(setup(tensor=2, targets=targets), SAMPLE, 1)
+    adapter = 28 * 16 * ((3072 + 3072 // 2) + (3072 + 8192 // 2))
+    attention, networks = 2 * 3072 * 3072 + 2 * 1024 * 3072, 2 * 3 * 3072 * 8192
+    root = 2 * 128_256 * 3072 + 2 * 8 * 1026 * 3072 + 3072
+    assert found.base == 2 * (28 * ((attention + networks) // 2 + 4 * 3072) + root)
+    assert (found.adapter, found.optimizer, found.gathered) == (4 * adapter, 8 * adapter, 0)
+    sharded = memory(setup(tensor=2, shard=4, targets=targets), SAMPLE, 1)
+    assert (sharded.base, sharded.adapter) == (found.base // 4, found.adapter // 4)
+
+
+def test_a_sequence_that_is_divided_divides_the_residual_stream() -> None:
+    """What the norms keep, 8h + 8 bytes a token and layer, is halved; the peak may lie before the last norm."""
+    plain, divided = (memory(setup(tensor=2, sequence=sequence), SAMPLE, 4) for sequence in (False, True))
+    norms = 4 * SAMPLE.tokens * 28 * 2 * (4 * 3072 + 4)
+    final = 4 * SAMPLE.tokens * (4 * 3072 + 4)
+    saved = plain.activations - divided.activations
+    assert saved - norms // 2 in (0, final // 2, final)
+    assert divided.working < plain.working
+    assert (divided.base, divided.adapter) == (plain.base, plain.adapter)
+
+
 @pytest.mark.parametrize("precision, s", [("bf16", 2), ("fp32", 4)])
 def test_activations_of_one_layer(precision: str, s: int) -> None:
     """One layer with q_proj adapted, by the table in the docstring of the closed form."""
@@ -144,4 +168,7 @@ def test_flops_of_one_adapter_by_hand() -> None:
     adapter = 4 * 16 * (128 + 128)
     assert flops_per_token(found, keys=0) == 4 * frozen + 6 * adapter
     assert flops_per_token(found, keys=0, audio_share=0.3) == pytest.approx(4 * frozen + 6 * adapter)
+    two = replace(found, tensor=2)
+    halves = 4 * (attention_weights + network) // 2 + 8 * 1026 * 128
+    assert flops_per_token(two, keys=0) == 4 * halves + 6 * 4 * 16 * (128 + 64)
     assert flops_per_token(found, keys=100) - flops_per_token(found, keys=0) == 14 * 100 * 128 * 4

@@ -51,6 +51,18 @@ def test_speed_is_arithmetic_over_the_assumed_share_of_the_peak() -> None:
     assert speed(two, 10.0, 3, GPUS["H100"], steps=None).total_gpu_hours is None
 
 
+def test_the_gpus_of_a_tensor_group_share_the_work_of_a_row() -> None:
+    """Not quite twice as fast: the heads, and the whole halves of the adapters, are computed by both."""
+    alone = speed(ADAPTED, 10.0, 3, GPUS["H100"], steps=1)
+    pair = speed(replace(ADAPTED, tensor=2), 10.0, 3, GPUS["H100"], steps=1)
+    assert pair.tokens_per_second * pair.flops_per_token == pytest.approx(UTILISATION * 989e12)
+    assert 0.5 < pair.step_seconds / alone.step_seconds < 0.55
+    assert pair.speech_hours_per_hour == pytest.approx(3 * 10 / pair.step_seconds)
+    assert pair.total_gpu_hours == pytest.approx(2 * pair.step_seconds / 3600)
+    assert "tensor groups" in pair.assumption
+    assert "tensor groups" not in alone.assumption
+
+
 def test_nothing_is_said_about_what_is_unknown() -> None:
     common = {"samples": 4, "max_seconds": 30.0, "typical_seconds": 10.0, "steps": 100}
     nowhere = estimate(ADAPTED, gpu=None, unknown="no GPU", **common)

@@ -41,6 +41,8 @@ def train_job(compilation: Compilation) -> TrainJob:
 @pytest.mark.parametrize(
     "hardware, parallelism, replicate, accumulation",
     [
+        ("2x8xH100", "{shard: 4, tensor: 2, sequence: true}", 2, 4),
+        ("8xH100", "{replicate: 4, tensor: 2}", 4, 8),
         ("8xH200", "{}", 8, 4),
         ("2x8", "{}", 16, 2),
         ("2x8xH100", "{shard: 8}", 2, 2),
@@ -53,8 +55,7 @@ def test_mesh_and_batch(tmp_path: Path, hardware: str, parallelism: str, replica
     job = train_job(compile_text(tmp_path, f"hardware: {hardware}\nparallelism: {parallelism}\n"))
     assert job.mesh.replicate == replicate
     assert job.batch.accumulation == accumulation
-    ranks = job.mesh.replicate * job.mesh.shard
-    assert ranks * job.batch.micro_samples * job.batch.accumulation == job.batch.global_samples
+    assert job.mesh.data_parallel * job.batch.micro_samples * job.batch.accumulation == job.batch.global_samples
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,16 @@ def test_steps_can_be_switched_off(tmp_path: Path) -> None:
     assert [step.name for step in plan.steps] == ["prepare", "train", "merge"]
     plan = plan_of(compile_text(tmp_path, "hardware: 1xH100\nevaluate: null\nmerge: null\n"))
     assert [step.name for step in plan.steps] == ["prepare", "train"]
+
+
+def test_a_tensor_group_is_the_way_out_where_nothing_else_fits(tmp_path: Path) -> None:
+    """One sample of 600 s is too long for a small GPU, even if layers keep only their inputs and all share the base."""
+    text = "hardware: 8xRTX4090\ndata: {limits: {max_seconds: 600}}\nlora: {targets: comprehensive, rank: 64}\n"
+    text += "training: {micro_batch: {samples: 1}, activation_checkpointing: full}\nparallelism: {shard: 8}\n"
+    (found,) = (d for d in compile_text(tmp_path, text).diagnostics if d.code == "HC331")
+    mesh = "parallelism: {shard: 4, tensor: 2, sequence: true}"
+    assert found.help == f"`{mesh}` fits, and so do clips of up to `max_seconds: 498`"
+    assert compile_text(tmp_path, text.replace("parallelism: {shard: 8}", mesh)).compiled
 
 
 def test_a_wrong_mesh_is_one_message(tmp_path: Path) -> None:

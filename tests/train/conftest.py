@@ -181,15 +181,15 @@ class Project:
         """Delete what was trained so far."""
         shutil.rmtree(self.root / "run")
 
-    def adapter(self, step: int) -> dict[str, torch.Tensor]:
+    def adapter(self, step: int, run: str = "run") -> dict[str, torch.Tensor]:
         """The adapter of a checkpoint."""
-        file = self.root / "run" / "checkpoints" / f"step-{step}" / "adapter" / "adapter_model.safetensors"
+        file = self.root / run / "checkpoints" / f"step-{step}" / "adapter" / "adapter_model.safetensors"
         weights: dict[str, torch.Tensor] = load_file(file)
         return weights
 
-    def metrics(self) -> list[dict[str, float]]:
+    def metrics(self, run: str = "run") -> list[dict[str, float]]:
         """The lines of metrics.jsonl."""
-        return [json.loads(line) for line in (self.root / "run" / "metrics.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in (self.root / run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from higgsc.train.loss import LossModule, objective
 from higgsc.train.sequence import AudioTokens, build_sequence
 
 from .conftest import MakeSample, Project
-from .test_mesh import torchrun
+from .ranks import train
 
 SPEAKERS = 24
 ONLY = LossJob(text=0, audio=0, contrastive=ContrastiveJob(weight=1.0, temperature=0.1))
@@ -158,7 +158,7 @@ def test_two_processes_see_the_negatives_of_both(project: Project, replicate: in
     alone, lines = project.adapter(3), project.metrics()
     project.forget()
     mesh, batch = MeshJob(replicate=replicate, shard=shard), BatchJob(global_samples=4, micro_samples=2, accumulation=1)
-    finished = torchrun(project, job.model_copy(update={"mesh": mesh, "batch": batch}), 2)
+    finished = train(project, 2, job.model_copy(update={"mesh": mesh, "batch": batch}))
     assert finished.returncode == 0, finished.stderr[-3000:]
     for line, expected in zip(project.metrics(), lines, strict=True):
         assert line["loss/contrastive"] == pytest.approx(expected["loss/contrastive"], rel=1e-5)

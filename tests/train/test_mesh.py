@@ -2,95 +2,65 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from higgsc.contract.jobs import BatchJob, MeshJob, TrainJob
+from higgsc.contract.jobs import BatchJob, MeshJob
+from higgsc.train.mesh import Mesh
 
 from .conftest import Project
-
-DRIVER = """
-import sys
-from pathlib import Path
-import torch
-from higgsc.contract.jobs import StepContext, load_job
-from higgsc.train.step import run
-
-torch.set_num_threads(1)
-path = Path(sys.argv[1])
-job = load_job(path)
-result = run(job, StepContext.of(path, job))
-print("validation", result.figures["validation/audio_loss"])
-"""
-
-
-def torchrun(project: Project, job: TrainJob, processes: int) -> subprocess.CompletedProcess[str]:
-    driver = project.root / "driver.py"
-    driver.write_text(DRIVER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, str(driver), str(project.write(job))],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=environment,
-        check=False,
-    )
+from .ranks import errors, train
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("replicate, shard", [(2, 1), (1, 2)])
-def test_two_ranks_equal_one(project: Project, replicate: int, shard: int) -> None:
-    project.train(project.job())
-    alone, alone_metrics = project.adapter(3), project.metrics()
-    project.forget()
+def test_two_ranks_equal_one(project: Project) -> None:
+    """Data parallel, sharded, and in a tensor group; in bfloat16 with float32 adapters too, where rounding differs."""
+    meshes = {
+        "replicate": MeshJob(replicate=2, shard=1),
+        "shard": MeshJob(replicate=1, shard=2),
+        "tensor": MeshJob(replicate=1, shard=1, tensor=2, sequence=True),
+    }
+    jobs = {}
+    for precision in ("fp32", "bf16"):
+        jobs[f"alone-{precision}"] = project.job(precision=precision, **_folders(f"alone-{precision}"))
+        for name, mesh in meshes.items():
+            batch = BatchJob(global_samples=4, micro_samples=1, accumulation=4 // mesh.data_parallel)
+            run = f"{name}-{precision}"
+            jobs[run] = project.job(precision=precision, mesh=mesh, batch=batch, **_folders(run))
+    for precision in ("fp32", "bf16"):
+        project.train(jobs.pop(f"alone-{precision}"))
+    finished = train(project, 2, *jobs.values())
+    assert finished.returncode == 0, errors(finished)
+    assert finished.stdout.count("validation") == 2 * len(jobs)
 
-    job = project.job(
-        mesh=MeshJob(replicate=replicate, shard=shard),
-        batch=BatchJob(global_samples=4, micro_samples=1, accumulation=2),
-    )
-    finished = torchrun(project, job, 2)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    together = project.adapter(3)
-    assert together.keys() == alone.keys()
+    alone, alone_metrics = project.adapter(3, "alone-fp32"), project.metrics("alone-fp32")
     moved = max(tensor.abs().max().item() for name, tensor in alone.items() if "lora_B" in name)
     assert moved > 1e-2
-    for name, tensor in alone.items():
-        # AdamW divides a gradient by its size, so the rounding of one that is nearly zero shows. The norms are below.
-        torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    for run in meshes:
+        together = project.adapter(3, f"{run}-fp32")
+        assert together.keys() == alone.keys()
+        for name, tensor in alone.items():
+            # AdamW divides a gradient by its size, so the rounding of one that is nearly zero shows.
+            message = f"{run}, {name}: "
+            torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-4, msg=lambda m, at=message: at + m)
+        # Same figures, the validation of three samples on two ranks among them, and one writer.
+        metrics = project.metrics(f"{run}-fp32")
+        assert [line["step"] for line in metrics] == [1, 2, 3]
+        names = ("loss/total", "loss/audio", "loss/text", "grad_norm", "loss/audio_codebook_7", "learning_rate")
+        for line, expected in zip(metrics, alone_metrics, strict=True):
+            for figure in names:
+                assert line[figure] == pytest.approx(expected[figure], rel=1e-5), (run, figure)
+        last, expected = metrics[-1]["validation/audio_loss"], alone_metrics[-1]["validation/audio_loss"]
+        assert last == pytest.approx(expected, rel=1e-5), run
 
-    # Same figures, the validation of three samples on two ranks among them, and one writer.
-    metrics = project.metrics()
-    assert [line["step"] for line in metrics] == [1, 2, 3]
-    for line, expected in zip(metrics, alone_metrics, strict=True):
-        for name in ("loss/total", "loss/audio", "loss/text", "grad_norm", "loss/audio_codebook_7", "learning_rate"):
-            assert line[name] == pytest.approx(expected[name], rel=1e-5), name
-    assert metrics[-1]["validation/audio_loss"] == pytest.approx(alone_metrics[-1]["validation/audio_loss"], rel=1e-5)
-    assert finished.stdout.count("validation") == 2
+    for run in meshes:
+        assert {tensor.dtype for tensor in project.adapter(3, f"{run}-bf16").values()} == {torch.float32}
+        for line, expected in zip(project.metrics(f"{run}-bf16"), project.metrics("alone-bf16"), strict=True):
+            assert line["loss/total"] == pytest.approx(expected["loss/total"], abs=0.02), run
 
 
-@pytest.mark.slow
-def test_sharding_a_bf16_base_with_a_float32_adapter(project: Project) -> None:
-    """Both number formats lie in one FSDP2 unit; rounding makes the figures differ, but not by much."""
-    project.train(project.job(precision="bf16"))
-    alone = project.metrics()
-    project.forget()
-    job = project.job(
-        precision="bf16",
-        mesh=MeshJob(replicate=1, shard=2),
-        batch=BatchJob(global_samples=4, micro_samples=2, accumulation=1),
-    )
-    finished = torchrun(project, job, 2)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    assert {tensor.dtype for tensor in project.adapter(3).values()} == {torch.float32}
-    for line, expected in zip(project.metrics(), alone, strict=True):
-        assert line["loss/total"] == pytest.approx(expected["loss/total"], abs=0.02)
+def _folders(run: str) -> dict[str, str]:
+    return {"run": run, "checkpoints": f"{run}/checkpoints"}
 
 
 @pytest.mark.slow
@@ -100,7 +70,18 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(project: Project) -> None:
         batch=BatchJob(global_samples=4, micro_samples=2, accumulation=1),
         optimizer=project.job().optimizer.model_copy(update={"learning_rate": 1e30, "decay": "constant"}),
     )
-    finished = torchrun(project, job, 2)
+    finished = train(project, 2, job)
     assert finished.returncode != 0
     assert "not finite at step 2 of 3" in finished.stderr
     assert not (project.root / "run" / "checkpoints").exists()
+
+
+def test_clipping_reports_the_norm_before() -> None:
+    mesh = Mesh.single(torch.device("cpu"))
+    parameters = {name: torch.nn.Parameter(torch.zeros(1)) for name in ("a.weight", "b.weight")}
+    for parameter, value in zip(parameters.values(), (3.0, 4.0), strict=True):
+        parameter.grad = torch.tensor([value])
+    assert mesh.clip_gradients(parameters, 1.0).item() == pytest.approx(5.0)
+    assert [p.grad.item() for p in parameters.values() if p.grad is not None] == pytest.approx([0.6, 0.8], rel=1e-5)
+    parameters["a.weight"].grad = torch.tensor([float("nan")])
+    assert not mesh.clip_gradients(parameters, 1.0).isfinite()

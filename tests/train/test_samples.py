@@ -23,7 +23,7 @@ from higgsc.train.seeds import Purpose, torch_seed
 from higgsc.train.tracking.tensorboard import TensorBoard
 
 from .conftest import Project
-from .test_mesh import torchrun
+from .ranks import errors, train
 
 
 def speaking(project: Project, count: int, *, temperature: float = 0.9, **changes: object) -> TrainJob:
@@ -38,8 +38,8 @@ def speaking(project: Project, count: int, *, temperature: float = 0.9, **change
     return project.job(**(parts | changes))
 
 
-def heard(project: Project) -> dict[str, np.ndarray]:
-    folder = project.root / "run" / "samples"
+def heard(project: Project, run: str = "run") -> dict[str, np.ndarray]:
+    folder = project.root / run / "samples"
     return {path.relative_to(folder).as_posix(): soundfile.read(path)[0] for path in sorted(folder.rglob("*.wav"))}
 
 
@@ -88,23 +88,31 @@ def test_before_the_first_step_the_base_is_heard(project: Project) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("replicate, shard", [(2, 1), (1, 2)])
-def test_two_processes_speak_as_one(project: Project, replicate: int, shard: int) -> None:
-    """Three prompts on two processes, so that one is repeated."""
+def test_two_processes_speak_as_one(project: Project) -> None:
+    """Three prompts on two processes, so that one is repeated where they take turns."""
     optimizer = project.job().optimizer.model_copy(update={"steps": 2, "decay": "constant"})
     job = speaking(project, 3, temperature=0.0, lora=project.job().lora, optimizer=optimizer)
     project.train(job)
     alone, weights = heard(project), project.adapter(2)
-    project.forget()
-    mesh, batch = MeshJob(replicate=replicate, shard=shard), BatchJob(global_samples=4, micro_samples=2, accumulation=1)
-    finished = torchrun(project, job.model_copy(update={"mesh": mesh, "batch": batch}), 2)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    together = heard(project)
-    assert list(together) == list(alone)
-    for name, wave in alone.items():
-        assert np.array_equal(wave, together[name]), name
-    for name, tensor in project.adapter(2).items():
-        torch.testing.assert_close(tensor, weights[name], rtol=0, atol=1e-4)
+    meshes = {
+        "replicate": MeshJob(replicate=2, shard=1),
+        "shard": MeshJob(replicate=1, shard=2),
+        "tensor": MeshJob(replicate=1, shard=1, tensor=2, sequence=True),
+    }
+    jobs = []
+    for run, mesh in meshes.items():
+        batch = BatchJob(global_samples=4, micro_samples=2, accumulation=2 // mesh.data_parallel)
+        folders = {"run": run, "checkpoints": f"{run}/checkpoints"}
+        jobs.append(job.model_copy(update={"mesh": mesh, "batch": batch, **folders}))
+    finished = train(project, 2, *jobs)
+    assert finished.returncode == 0, errors(finished)
+    for run in meshes:
+        together = heard(project, run)
+        assert list(together) == list(alone)
+        for name, wave in alone.items():
+            assert np.array_equal(wave, together[name]), (run, name)
+        for name, tensor in project.adapter(2, run).items():
+            torch.testing.assert_close(tensor, weights[name], rtol=0, atol=1e-4)
 
 
 def test_nothing_said_is_shown_as_nothing(tmp_path: Path) -> None:

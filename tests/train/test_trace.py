@@ -89,6 +89,8 @@ def test_every_shipped_spec_agrees_with_the_trace(ir: Ir, job: TrainJob) -> None
         ("zero-shot", ["training.activation_checkpointing=full", "hardware=1x4", "parallelism.shard=4"]),
         ("zero-shot", ["lora.dora=true", "lora.dropout=0.1", "lora.heads=[text]", "training.micro_batch.samples=2"]),
         ("zero-shot", ["lora.rank_pattern={q_proj: 512}", "lora.full_heads=[text]", "training.micro_batch.samples=1"]),
+        ("zero-shot", ["hardware=8xH100", "parallelism={tensor: 8, sequence: true}", "lora.targets=comprehensive"]),
+        ("zero-shot", ["hardware=2xH100", "parallelism={tensor: 2}", "precision=fp32", "lora.heads=[audio]"]),
         ("zero-shot", ["lora.targets=audio_focused", "data.limits.max_seconds=3", "training.micro_batch.samples=1"]),
     ],
     ids=lambda value: value if isinstance(value, str) else ",".join(value),

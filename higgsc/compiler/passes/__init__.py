@@ -17,6 +17,7 @@ from higgsc.compiler.passes.kubernetes import kubernetes
 from higgsc.compiler.passes.lora_patterns import lora_patterns
 from higgsc.compiler.passes.lora_targets import lora_targets
 from higgsc.compiler.passes.memory import memory
+from higgsc.compiler.passes.mesh import mesh
 from higgsc.compiler.passes.objective import objective
 from higgsc.compiler.passes.paths import paths
 from higgsc.compiler.passes.pinning import pinning
@@ -36,9 +37,10 @@ PASSES: tuple[Pass, ...] = (
     kubernetes,  # needs the run's folder
     pinning,
     topology,
+    mesh,  # needs the processes
     lora_targets,
     lora_patterns,  # needs the adapter's modules
-    batch,  # needs the data-parallel ranks of `topology`; its way out, the adapter's modules
+    batch,  # needs the data-parallel ranks of `mesh`; its way out, the adapter's modules
     schedule,
     unlikely,
     objective,

@@ -20,18 +20,19 @@ def batch(ir: Ir, sink: Sink) -> Ir:
     micro = ir.spec.training.micro_batch.samples
     ranks = ir.integer("parallelism.replicate") * ir.spec.parallelism.shard
     at_once = ranks * micro
+    many = f"{ranks} {'ranks' if ir.spec.parallelism.tensor == 1 else 'tensor groups'}"
     if wanted % at_once:
         sink.add(
             Diagnostic(
                 "HC311",
-                f"a global batch of {wanted} samples does not divide into micro-batches of {micro} on {ranks} ranks",
+                f"a global batch of {wanted} samples does not divide into micro-batches of {micro} on {many}",
                 ir.label("training.global_batch.samples", f"{ranks} x {micro} = {at_once} does not divide {wanted}"),
-                secondary=(Label(ir.label("hardware").span, f"{ranks} ranks"),),
+                secondary=(Label(ir.label("hardware").span, many),),
                 help=_way_out(ir, wanted, ranks, micro),
             )
         )
         return ir  # what is counted with another batch would contradict the way out
-    formula = f"{wanted} samples / ({ranks} ranks x {micro} per micro-batch)"
+    formula = f"{wanted} samples / ({many} x {micro} per micro-batch)"
     inputs = (
         "training.global_batch.samples",
         "parallelism.replicate",

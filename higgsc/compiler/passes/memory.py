@@ -7,11 +7,12 @@ from dataclasses import replace
 from math import ceil
 
 from higgsc.catalog.costs import Checkpointing, Sample, Setup
-from higgsc.catalog.estimate import RESERVE, TYPICAL_SECONDS, Estimate, estimate, fits, with_shards
+from higgsc.catalog.estimate import RESERVE, TYPICAL_SECONDS, Estimate, estimate, fits, with_shards, with_tensor
 from higgsc.catalog.gpus import Gpu, find_gpu
 from higgsc.compiler.adapter import adapter_of
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.ir import Ir
+from higgsc.compiler.passes.mesh import tensor_sizes, undivided
 
 
 def memory(ir: Ir, sink: Sink) -> Ir:
@@ -54,6 +55,8 @@ def setup_of(ir: Ir, accumulation: int | None = None) -> Setup:
         shard=ir.spec.parallelism.shard,
         accumulation=ir.integer("training.accumulation") if accumulation is None else accumulation,
         activation_checkpointing=ir.spec.training.activation_checkpointing,
+        tensor=ir.spec.parallelism.tensor,
+        sequence=ir.spec.parallelism.sequence,
     )
 
 
@@ -100,7 +103,7 @@ def _fits_keeping(setup: Setup, mode: Checkpointing, found: Estimate) -> bool:
 
 def _way_out(ir: Ir, found: Estimate) -> str:
     """The largest micro-batch that fits and divides the global batch; the cheapest activation checkpointing and the
-    fewest shards that help; what is left."""
+    fewest shards that help, or the smallest tensor groups; what is left."""
     assert found.gpu is not None
     assert found.largest is not None
     setup, wanted = setup_of(ir), ir.spec.training.global_batch.samples
@@ -111,13 +114,37 @@ def _way_out(ir: Ir, found: Estimate) -> str:
     keeping = next((mode for mode in _less(setup) if _fits_keeping(setup, mode, found)), None)
     ways = [f"`micro_batch: {{samples: {fitting}}}` fits"] if fitting else []
     ways += [f"`training: {{activation_checkpointing: {keeping}}}` fits"] if keeping else []
-    ways += [f"`parallelism: {{shard: {shard}}}` fits"] if shard else []
+    ways += [f"{_parallelism(with_shards(setup, shard))} fits"] if shard else []
     if ways:
         return ", and so does ".join(way if not i else way.removesuffix(" fits") for i, way in enumerate(ways))
+    divided = _smallest_group(ir, setup, found)
     seconds = _longest_clip(ir, setup, found.samples, found.gpu)
+    if divided is not None:
+        shorter = f", and so do clips of up to `max_seconds: {seconds}`" if seconds else ""
+        return f"{divided} fits{shorter}"
     if seconds is None:
         return "take a GPU with more memory"
     return f"write `max_seconds: {seconds}` in `data.limits`, or take a GPU with more memory"
+
+
+def _smallest_group(ir: Ir, setup: Setup, found: Estimate) -> str | None:
+    """The smallest tensor groups, with sequence parallelism, with which a micro-batch fits, as they are written."""
+    assert found.gpu is not None
+    if undivided(ir):
+        return None
+    processes = ir.integer("hardware.processes")
+    for size in tensor_sizes(ir):
+        if size > setup.tensor and processes % size == 0:
+            larger = with_tensor(setup, size)
+            if fits(larger, found.longest, found.samples, found.gpu):
+                return _parallelism(larger)
+    return None
+
+
+def _parallelism(setup: Setup) -> str:
+    """A mesh as it is written."""
+    sizes = [f"{name}: {size}" for name, size in (("shard", setup.shard), ("tensor", setup.tensor)) if size > 1]
+    return f"`parallelism: {{{', '.join([*sizes, 'sequence: true'] if setup.sequence else sizes)}}}`"
 
 
 def _longest_clip(ir: Ir, setup: Setup, samples: int, gpu: Gpu) -> int | None:

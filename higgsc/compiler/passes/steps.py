@@ -72,7 +72,12 @@ def _train(ir: Ir) -> Step:
         **_common(ir),
         store=ir.text("data.store"),
         precision=spec.precision,
-        mesh=jobs.MeshJob(replicate=ir.integer("parallelism.replicate"), shard=spec.parallelism.shard),
+        mesh=jobs.MeshJob(
+            replicate=ir.integer("parallelism.replicate"),
+            shard=spec.parallelism.shard,
+            tensor=spec.parallelism.tensor,
+            sequence=spec.parallelism.sequence,
+        ),
         batch=jobs.BatchJob(
             global_samples=training.global_batch.samples,
             micro_samples=training.micro_batch.samples,

@@ -1,18 +1,18 @@
-"""The mesh: replicate x shard has to be the number of processes."""
+"""The hardware: how many processes there are, and whether the GPU is known."""
 
 from __future__ import annotations
 
 import re
 
 from higgsc.catalog.gpus import GPUS, find_gpu
-from higgsc.compiler.diagnostics import Diagnostic, Label, Sink, did_you_mean
+from higgsc.compiler.diagnostics import Diagnostic, Sink, did_you_mean
 from higgsc.compiler.ir import Ir
 from higgsc.spec.hardware import HardwareShape
 
 
 def topology(ir: Ir, sink: Sink) -> Ir:
-    """Derive `hardware.processes` and, if the mesh fits, `parallelism.replicate`; check the GPU type."""
-    shape, mesh = ir.spec.hardware, ir.spec.parallelism
+    """Derive `hardware.processes`; check the GPU type."""
+    shape = ir.spec.hardware
     if shape.device == "cuda" and shape.gpu is not None and find_gpu(shape.gpu) is None:
         sink.add(
             Diagnostic(
@@ -24,49 +24,12 @@ def topology(ir: Ir, sink: Sink) -> Ir:
             )
         )
     world = shape.world_size
-    ir = ir.derive(
+    return ir.derive(
         "hardware.processes",
         world,
         f"{shape.nodes} nodes x {shape.gpus_per_node} per node",
         by="topology",
         inputs=("hardware.nodes", "hardware.gpus_per_node"),
-    )
-    if mesh.replicate == "auto":
-        if world % mesh.shard:
-            _refuse(ir, sink, f"shard {mesh.shard} does not divide {world} processes", "parallelism.shard", world)
-            return ir
-        formula = f"{world} processes / shard {mesh.shard}"
-        return ir.derive(
-            "parallelism.replicate",
-            world // mesh.shard,
-            formula,
-            by="topology",
-            inputs=("hardware.processes", "parallelism.shard"),
-        )
-    if mesh.replicate * mesh.shard != world:
-        _refuse(
-            ir,
-            sink,
-            f"replicate {mesh.replicate} x shard {mesh.shard} = {mesh.replicate * mesh.shard}, "
-            f"but the hardware has {world} processes",
-            "parallelism.replicate",
-            world,
-        )
-        return ir
-    return ir.derive("parallelism.replicate", mesh.replicate, "as given", by="topology")
-
-
-def _refuse(ir: Ir, sink: Sink, message: str, path: str, world: int) -> None:
-    shard = ir.spec.parallelism.shard
-    fitting = max(d for d in range(1, min(shard, world) + 1) if world % d == 0)
-    sink.add(
-        Diagnostic(
-            "HC301",
-            message,
-            ir.label(path),
-            secondary=(Label(ir.label("hardware").span, f"{world} processes"),),
-            help=f"`shard: {fitting}` leaves `replicate: {world // fitting}`, which is what `auto` stands for",
-        )
     )
 
 

@@ -19,7 +19,8 @@ _SLURM = "Slurm"
 _DERIVED = "leave it out: accumulation is derived from `training.global_batch` and `training.micro_batch`"
 DEVICES = "`hardware: 8xH200` (or `2x8`, `1xCPU`); the launch scripts follow from it"
 _MESH = "`parallelism: {shard: 8}` for ZeRO over eight GPUs; without it every GPU holds the whole model"
-_NO_TENSOR = "leave it out: a layer is never split; `shard` divides the weights between GPUs"
+_TENSOR = "`parallelism: {tensor: <int:2>}`: the matrices of every layer are divided between GPUs of a machine"
+_NO_PIPELINE = "leave it out: layers are not dealt out; `shard` divides the weights between GPUs, `tensor` each layer"
 _DATA_MESH = "leave it out: the GPUs that `parallelism.shard` leaves over all see other samples"
 _RESUME = "leave it out: `higgsc run` takes up what is not done"
 
@@ -118,14 +119,15 @@ KEYS: dict[str, tuple[str, str]] = {
     "num_gpus": (_SCRIPTS, DEVICES),
     "devices": (_NEMO, DEVICES),
     "num_nodes": (_NEMO, DEVICES),
-    "tensor_parallel": (_NEMO, _NO_TENSOR),
+    "tensor_parallel": (_NEMO, _TENSOR),
+    "tensor_model_parallel_size": (_NEMO, _TENSOR),
+    "sequence_parallel": (_NEMO, "`parallelism: {tensor: 2, sequence: true}`"),
     "data_parallel": (_NEMO, _DATA_MESH),
-    "tensor": (_NEMO, _NO_TENSOR),
-    "pipeline": (_NEMO, _NO_TENSOR),
-    "tp": (_NEMO, _NO_TENSOR),
-    "pp": (_NEMO, _NO_TENSOR),
+    "pipeline": (_NEMO, _NO_PIPELINE),
+    "tp": (_NEMO, _TENSOR),
+    "pp": (_NEMO, _NO_PIPELINE),
 }
-ANYWHERE = {"tensor", "pipeline", "tp", "pp", "bf16", "fp16", "optimizer", "optim", "deepspeed", "adapter"}
+ANYWHERE = {"pipeline", "tp", "pp", "bf16", "fp16", "optimizer", "optim", "deepspeed", "adapter"}
 """Words that mean the same wherever they stand; other plain words below the top are more likely misspellings."""
 
 
@@ -149,6 +151,10 @@ SYNONYMS: dict[tuple[str, str], str] = {
     ("parallelism", "ddp"): "replicate",
     ("parallelism", "fsdp"): "shard",
     ("parallelism", "zero"): "shard",
+    ("parallelism", "tp"): "tensor",
+    ("parallelism", "tensor_parallel"): "tensor",
+    ("parallelism", "sp"): "sequence",
+    ("parallelism", "sequence_parallel"): "sequence",
     ("training", "lr"): "learning_rate",
     ("training", "max_lr"): "learning_rate",
     ("training", "warmup"): "warmup_steps",

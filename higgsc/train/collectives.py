@@ -1,0 +1,166 @@
+"""Communication within a tensor group that gradients pass through: each function here has its adjoint as backward.
+
+Activations are `[1, L, h]`, a packed row. A tensor is *whole* if every process holds the same, *partial* if the
+processes hold summands of it, and *split* if each holds a stretch of the sequence.
+
+    forward                 backward                from → to
+    enter: nothing          all-reduce              whole → whole, whose gradient is partial
+    leave: all-reduce       nothing                 partial → whole
+    enter: all-gather       reduce-scatter          split → whole, whose gradient is partial
+    leave: reduce-scatter   all-gather              partial → split
+    divide: take a stretch  all-gather              whole → split
+    join: all-gather        take a stretch          split → whole
+
+Rows: Shoeybi et al., "Megatron-LM", 2019 (the first two); Korthikanti et al., "Reducing Activation Recomputation in
+Large Transformer Models", 2022 (the others).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import pad
+
+_SEQUENCE = 1
+_OPS = torch.ops._c10d_functional
+"""What `torch.distributed._functional_collectives` calls; its own names for it changed in torch 2.13."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorGroup:
+    """The processes that share the matrices of every layer."""
+
+    group: dist.ProcessGroup
+    rank: int
+    size: int
+    sequence: bool
+    """Whether the activations between the blocks are split along the sequence."""
+
+    def enter(self, hidden: Tensor, length: int) -> Tensor:
+        """What a block's column-parallel matrices take: all `length` positions, on every process."""
+        if not self.sequence:
+            return _apply(_Spread, hidden, self)
+        return _apply(_Gather, hidden, self)[:, :length]
+
+    def leave(self, partial: Tensor) -> Tensor:
+        """The sum of what the row-parallel matrices gave; with sequence parallelism, this process's stretch of it."""
+        if not self.sequence:
+            return _apply(_Sum, partial, self)
+        return _apply(_Scatter, self._padded(partial), self)
+
+    def divide(self, hidden: Tensor) -> Tensor:
+        """This process's stretch of what all hold; the last stretches are filled up with zeros."""
+        return _apply(_Divide, self._padded(hidden), self) if self.sequence else hidden
+
+    def join(self, hidden: Tensor, length: int) -> Tensor:
+        """The stretches of all processes, which all go on to compute the same with them."""
+        return _apply(_Join, hidden, self)[:, :length] if self.sequence else hidden
+
+    def mine(self, mask: Tensor) -> Tensor:
+        """This process's stretch of a mask `[1, L]`, filled up with False."""
+        return self.stretch(self._padded(mask)) if self.sequence else mask
+
+    def stretch(self, tensor: Tensor) -> Tensor:
+        """This process's part along the sequence, of a length that divides."""
+        length = tensor.shape[_SEQUENCE] // self.size
+        return tensor.narrow(_SEQUENCE, self.rank * length, length)
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """All-reduce, into another tensor."""
+        return _done(_OPS.all_reduce(tensor.contiguous(), "sum", self.group.group_name))
+
+    def gathered(self, tensor: Tensor, dim: int = _SEQUENCE) -> Tensor:
+        """All-gather along a dimension."""
+        first = tensor.movedim(dim, 0).contiguous()
+        return _done(_OPS.all_gather_into_tensor(first, self.size, self.group.group_name)).movedim(0, dim)
+
+    def scattered(self, tensor: Tensor) -> Tensor:
+        """Reduce-scatter along the sequence."""
+        first = tensor.movedim(_SEQUENCE, 0).contiguous()
+        result = _done(_OPS.reduce_scatter_tensor(first, "sum", self.size, self.group.group_name))
+        return result.movedim(0, _SEQUENCE)
+
+    def _padded(self, tensor: Tensor) -> Tensor:
+        missing = -tensor.shape[_SEQUENCE] % self.size
+        if not missing:
+            return tensor
+        return pad(tensor, (0, 0) * (tensor.ndim - 1 - _SEQUENCE) + (0, missing))
+
+
+def _apply(function: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
+    result: Tensor = function.apply(tensor, group)
+    return result
+
+
+def _done(tensor: Tensor) -> Tensor:
+    result: Tensor = _OPS.wait_tensor(tensor)
+    return result
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
+        ctx.group = group
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.group.summed(gradients[0]), None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
+        return group.summed(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
+        ctx.group = group
+        return group.gathered(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.group.scattered(gradients[0]), None
+
+
+class _Scatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
+        ctx.group = group
+        return group.scattered(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.group.gathered(gradients[0]), None
+
+
+class _Divide(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
+        ctx.group = group
+        return group.stretch(tensor).clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.group.gathered(gradients[0]), None
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
+        ctx.group = group
+        return group.gathered(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.group.stretch(gradients[0]), None

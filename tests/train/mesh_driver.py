@@ -1,0 +1,220 @@
+"""Runs on every rank under torchrun: the gradients of many meshes, each against one process, in one start.
+
+Every rank computes the whole global batch by itself with transformers' own layers, then its share of it on each mesh in
+turn, and compares. Prints one line of JSON for each mesh, from the first rank; a rank that finds a difference fails.
+
+With dropout, only column-parallel matrices have adapters: their inputs are whole on every rank of a tensor group, so
+that dropout is that of one process if the ranks draw alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
+
+from higgsc.contract.jobs import LoraJob, LossJob, MeshJob
+from higgsc.data.store import StoredSample
+from higgsc.train.batches import PackedBatch, pack
+from higgsc.train.loss import LossModule, objective
+from higgsc.train.mesh import Mesh, device_mesh
+from higgsc.train.model import adapter_parameters, add_lora
+from higgsc.train.progress import seed_dropout
+from higgsc.train.sequence import AudioTokens, build_sequence
+
+TARGETS = (
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"{network}.{name}_proj" for network in ("mlp", "audio_mlp") for name in ("gate", "up", "down")),
+    "audio_lm_head",
+    "text_lm_head",
+)
+COLUMNS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+RANK = 3
+TOLERANCE = 1e-5
+WEIGHTS = LossJob(text=1.0, audio=1.0)
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is trained, and how."""
+
+    dropout: float = 0.0
+    everything: bool = False
+    """All parameters instead of adapters: norms, embeddings and heads too."""
+    checkpointing: bool = False
+    """Layers compute their activations a second time in the backward pass."""
+
+
+def build(case: Case) -> LossModule:
+    """Two layers with four heads of each kind; norms differ, and no adapter is a no-op."""
+    targets = tuple(target for target in TARGETS if case.dropout == 0 or target.endswith(COLUMNS))
+    config = HiggsAudioV2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, head_dim=8, codebook_size=1026, pad_token_id=0, bos_token_id=1, eos_token_id=50,
+        audio_token_id=51, audio_bos_token_id=52, audio_delay_token_id=53,
+        audio_stream_bos_id=1024, audio_stream_eos_id=1025,
+    )  # fmt: skip
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(0)
+    model = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    if case.everything:
+        return LossModule(model).train()
+    sizes = [
+        (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and f".{name}".endswith(tuple(f".{target}" for target in targets))
+    ]
+    adapted = add_lora(
+        model,
+        LoraJob(
+            rank=RANK,
+            alpha=6,
+            dropout=case.dropout,
+            targets=targets,
+            module_count=len(sizes),
+            trainable_parameters=RANK * sum(map(sum, sizes)),
+        ),
+        seed=1,
+    )
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in adapter_parameters(adapted).values():
+            parameter.copy_(torch.randn_like(parameter) * 0.2)
+    return LossModule(adapted).train()
+
+
+def batches(tokens: AudioTokens) -> list[PackedBatch]:
+    """Rows of odd lengths: usual ones, one without text, one without audio."""
+    random = np.random.default_rng(0)
+
+    def sample(number: int, frames: int) -> StoredSample:
+        codes = [random.integers(0, 1024, (n, 8)).astype(np.uint16) for n in (frames, frames + 2)]
+        return StoredSample(
+            prefix=np.r_[random.integers(2, 50, 5), 52],
+            middle=np.r_[54, 50, random.integers(2, 50, 4), 52],
+            suffix=np.array([54, 50]),
+            reference=codes[0],
+            target=codes[1],
+            id=str(number),
+            speaker="a",
+        )
+
+    rows = [pack([build_sequence(sample(k, 2 + k), tokens) for k in range(2 + n)]) for n in range(2)]
+    usual = rows[0]
+    audio = usual.input_ids[0] == tokens.placeholder
+    audio |= usual.input_ids[0] == tokens.delay
+    rows += [_only(usual, kept, audio) for kept in (audio, ~audio)]
+    assert any(row.tokens % 2 for row in rows)
+    assert any(row.tokens % 4 for row in rows)
+    return rows
+
+
+def _only(row: PackedBatch, kept: Tensor, audio: Tensor) -> PackedBatch:
+    """A row of the kept positions alone, with the labels that are theirs."""
+    place = torch.cumsum(kept, 0) - 1
+    with_audio, with_text = kept[row.audio_positions], kept[row.text_positions]
+    return replace(
+        row,
+        input_ids=row.input_ids[:, kept],
+        position_ids=torch.arange(int(kept.sum()))[None],
+        audio_input_ids=row.audio_input_ids[:, kept[audio]],
+        audio_input_ids_mask=row.audio_input_ids_mask[:, kept[audio]],
+        audio_positions=place[row.audio_positions[with_audio]],
+        audio_labels=row.audio_labels[with_audio],
+        text_positions=place[row.text_positions[with_text]],
+        text_labels=row.text_labels[with_text],
+    )
+
+
+def gradients(
+    module: LossModule, mesh: Mesh, rows: list[PackedBatch], *, checkpointing: bool
+) -> tuple[dict[str, Tensor], float]:
+    """Whole gradients of the global batch before clipping, and their norm; nearly all of it is clipped away."""
+    mesh.divide(module)
+    for layer in module.causal.model.layers if checkpointing else ():
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    mesh.distribute(module)
+    seed_dropout(0, mesh.data_rank, 0)
+    parameters = adapter_parameters(module)
+    mine = rows[mesh.data_rank :: mesh.data_size]
+    labels = {name: sum(getattr(row, f"{name}_labels").numel() for row in rows) for name in ("audio", "text")}
+    for number, row in enumerate(mine, start=1):
+        mesh.accumulate(module, last=number == len(mine))
+        loss = objective(module(row), WEIGHTS, audio_labels=labels["audio"], text_labels=labels["text"])
+        mesh.scaled(loss).backward()  # type: ignore[no-untyped-call]
+    mesh.reduce_gradients(parameters)
+    whole = {name: mesh.whole(name, _gradient(parameter)).clone() for name, parameter in parameters.items()}
+    norm = float(mesh.clip_gradients(parameters, 1e-3))
+    for name, parameter in parameters.items():
+        clipped = mesh.whole(name, _gradient(parameter))
+        torch.testing.assert_close(clipped, whole[name] * (1e-3 / norm), rtol=1e-3, atol=1e-9)
+    return whole, norm
+
+
+def _gradient(parameter: torch.nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def check_parts(module: LossModule, mesh: Mesh) -> None:
+    """What a process holds is put together to the whole, and the whole is taken apart to what it holds."""
+    untouched = adapter_parameters(build(Case()))
+    for name, parameter in adapter_parameters(module).items():
+        whole = mesh.whole(name, parameter)
+        assert torch.equal(whole, untouched[name]), name
+        assert whole.shape == mesh.shape(name, parameter), name
+        assert torch.equal(_local(mesh.part(name, whole, parameter)), _local(parameter)), name
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def main(requests: list[dict[str, Any]]) -> None:
+    """Each request has the sizes of a mesh in `mesh`; its other values are those of a `Case`."""
+    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo")
+    rows = batches(AudioTokens.of(build(Case()).causal.config))
+    alone: dict[Case, tuple[dict[str, Tensor], float]] = {}
+    for request in requests:
+        job = MeshJob(**request["mesh"])
+        case = Case(**{name: value for name, value in request.items() if name != "mesh"})
+        same = replace(case, checkpointing=False)
+        if same not in alone:
+            alone[same] = gradients(build(same), Mesh.single(CPU), rows, checkpointing=False)
+        expected, expected_norm = alone[same]
+        assert all(gradient.abs().max() > 0 for gradient in expected.values())
+        mesh = Mesh(job, device=CPU, rank=rank, devices=device_mesh(job, "cpu"))
+        module = build(case)
+        whole, norm = gradients(module, mesh, rows, checkpointing=case.checkpointing)
+        assert whole.keys() == expected.keys()
+        worst = max((float((whole[name] - g).abs().max() / g.abs().max()), name) for name, g in expected.items())
+        held = sum(_local(parameter).numel() for parameter in module.parameters())
+        found = request | {"worst": worst, "norm": abs(norm / expected_norm - 1), "held": held}
+        if rank == 0:
+            print(json.dumps(found), flush=True)
+        assert worst[0] < TOLERANCE, found
+        assert abs(norm / expected_norm - 1) < TOLERANCE, found
+        if case == Case():
+            check_parts(module, mesh)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,58 @@
+"""Starts real ranks with torchrun; they talk over gloo."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from higgsc.contract.jobs import TrainJob
+
+from .conftest import Project
+
+ROOT = Path(__file__).parents[2]
+TRAIN = """
+import os
+import sys
+from pathlib import Path
+import torch
+from higgsc.contract.jobs import StepContext, load_job
+from higgsc.train.step import run
+
+torch.set_num_threads(1)
+for path in map(Path, sys.argv[1:]):
+    # A store of its own for each job: in torchrun's, ranks would find the addresses of the group before.
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": path.stem}
+    job = load_job(path)
+    result = run(job, StepContext.of(path, job))
+    print("validation", result.figures["validation/audio_loss"])
+"""
+
+
+def torchrun(processes: int, script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a script on several ranks, to its end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, str(script), *arguments], capture_output=True, text=True, timeout=240, env=environment, check=False
+    )
+
+
+def train(project: Project, processes: int, *jobs: TrainJob) -> subprocess.CompletedProcess[str]:
+    """Carry out train jobs one after the other, each on the same ranks in a process group of its own."""
+    driver = project.root / "driver.py"
+    driver.write_text(TRAIN)
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in jobs]
+        paths = [project.root / f"{taken.getsockname()[1]}.json" for taken in sockets]
+    for path, job in zip(paths, jobs, strict=True):
+        path.write_text(job.model_dump_json())
+    return torchrun(processes, driver, *map(str, paths))
+
+
+def errors(finished: subprocess.CompletedProcess[str]) -> str:
+    """What the ranks wrote, without torchrun's own report behind it."""
+    return finished.stderr.split("Sending process")[0][-3000:]
