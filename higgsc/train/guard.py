@@ -2,7 +2,7 @@
 
 A step that went wrong on any process is skipped on all of them: the optimizer leaves the adapter and its own moments
 as they were (`found_inf` of torch's fused AdamW), without the host waiting to hear of it. What is too many:
-`IN_A_ROW` such steps one after the other, or `IN_WINDOW` of the last `WINDOW`. The training then goes back to the
+`IN_A_ROW` such steps one after the other, `IN_WINDOW` of the last `WINDOW`, or at the end most steps. It then goes back to the
 newest regular checkpoint that a step which counted came after, and leaves out the batches that led from there to here,
 as was done for PaLM (Chowdhery et al. 2022, section 5.1): the same batches from the same state would end in the same
 place. Where `ROLLBACKS` returns do not bring it `WINDOW` steps further, it stops and names the samples.
@@ -127,6 +127,15 @@ class FiniteGuard:
             in_a_row = recent[-IN_A_ROW:] == list(range(step - IN_A_ROW + 1, step + 1))
             if in_a_row or len(recent) >= IN_WINDOW:
                 raise NotFiniteError("the loss or a gradient", step)
+
+    def judge_end(self, total: int) -> None:
+        """Whether a training that is too short for the other limits has skipped most of its steps.
+
+        Raises:
+            NotFiniteError: If it has.
+        """
+        if 2 * len(self.skipped) > total:
+            raise NotFiniteError("the loss or a gradient", total)
 
     def samples(self, step: int, rows: Indices) -> list[int]:
         """The samples of a skipped step whose loss was not finite, on any process; every process has to ask.

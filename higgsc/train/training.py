@@ -322,6 +322,8 @@ class Training:
             if self._mesh.is_first:
                 self._rollbacks.suspect(record_skipped(self._folder, step, samples, batch, self._store))
         self._guard.judge(new)
+        if self._done == self._total:
+            self._guard.judge_end(self._total)
 
     def _validate(self) -> dict[str, float]:
         """The losses of the held-out samples; empty where there are none."""

@@ -71,7 +71,9 @@ EXPECTED_ORDER = [4, 6, 3, 5, 2, 1, 0, 7]
 
 def test_a_mesh_of_another_size_is_refused() -> None:
     batch = BatchJob(global_samples=8, micro_samples=2, accumulation=1)
-    with pytest.raises(StepError, match=r"micro_samples\(2\) \* accumulation\(1\) \* processes\(2\) = 4 != global"):
+    with pytest.raises(
+        StepError, match=r"micro_samples\(2\) \* accumulation\(1\) \* data-parallel ranks\(2\) = 4 != global"
+    ):
         BatchPlan.of(batch, np.arange(5), seed=0, world_size=2)
     with pytest.raises(StepError, match="no training samples"):
         BatchPlan.of(batch, np.arange(0), seed=0, world_size=4)

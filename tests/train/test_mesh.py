@@ -72,7 +72,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(project: Project) -> None:
     )
     finished = train(project, 2, job)
     assert finished.returncode != 0
-    assert "not finite at step 2 of 3" in finished.stderr
+    assert "not finite at step 3 of 3, and there is no checkpoint to go back to" in finished.stderr
     assert not (project.root / "run" / "checkpoints").exists()
 
 

@@ -401,8 +401,8 @@ def seeded(number, rank, batch):
     now[:] = [batch]
     seed(number, rank, batch)
 
-def poisoned(self, batch):
-    sums = forward(self, batch)
+def poisoned(self, batch, compared=None):
+    sums = forward(self, batch, compared)
     bad = self.training and now == [3] and os.environ["RANK"] == "1"
     return LossSums(sums.audio * float("nan"), sums.text) if bad else sums
 
