@@ -2,10 +2,11 @@
 
 A step that went wrong on any process is skipped on all of them: the optimizer leaves the adapter and its own moments
 as they were (`found_inf` of torch's fused AdamW), without the host waiting to hear of it. What is too many:
-`IN_A_ROW` such steps one after the other, `IN_WINDOW` of the last `WINDOW`, or at the end most steps. It then goes back to the
-newest regular checkpoint that a step which counted came after, and leaves out the batches that led from there to here,
-as was done for PaLM (Chowdhery et al. 2022, section 5.1): the same batches from the same state would end in the same
-place. Where `ROLLBACKS` returns do not bring it `WINDOW` steps further, it stops and names the samples.
+`IN_A_ROW` such steps one after the other, `IN_WINDOW` of the last `WINDOW`, or most of a short training. It then goes
+back to the newest regular checkpoint that a step which counted came after, and leaves out the batches that led from
+there to here, as was done for PaLM (Chowdhery et al. 2022, section 5.1): the same batches from the same state would
+end in the same place. Where `ROLLBACKS` returns do not bring it `WINDOW` steps further, it stops and names the
+samples.
 """
 
 from __future__ import annotations
