@@ -128,6 +128,7 @@ def validate_command(
             limits=job.limits,
             text=job.text,
             validation_fraction=job.validation_fraction,
+            validation_by=job.validation_by,
             seed=job.seed,
             **common,
         )

@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
 
 from higgsc.contract.jobs import DataLimits, TextJob
+from higgsc.contract.outcome import StepError
 from higgsc.data.convert import cause_of
 from higgsc.data.formats.paths import homes_of
 from higgsc.data.inspect import Finding, declared_error, inspect
 from higgsc.data.records import AudioSpan, Record
 from higgsc.data.samples import SourceFile, span_of
-from higgsc.data.split import validation_ids
+from higgsc.data.split import held_out
 from higgsc.data.structure import Problem, Structure, check_structure
 from higgsc.data.text import clean_text
 
@@ -43,6 +45,7 @@ class Request:
     limits: DataLimits
     text: TextJob = field(default_factory=TextJob)
     validation_fraction: float = 0.0
+    validation_by: Literal["sample", "speaker"] = "sample"
     seed: int = 0
     depth: str = "full"
     """`rows` looks at the rows alone, `headers` at the headers of audio files too, `full` decodes them."""
@@ -245,13 +248,18 @@ def _warn_of_duplicates(report: Report) -> None:
 
 def _warn_of_leaks(report: Report, request: Request) -> None:
     """Held-out samples that are learned all the same: the same sound or file is a target in training."""
-    names = [recording.id for recording in report.recordings]
-    if request.validation_fraction == 0 or len(names) < 2:
+    samples = [(recording.id, recording.speaker) for recording in report.recordings]
+    if request.validation_fraction == 0 or len(samples) < 2:
         return
-    held_out = validation_ids(names, fraction=request.validation_fraction, seed=request.seed)
-    learned = {_identity(one): one for one in report.recordings if one.id not in held_out}
+    try:
+        held = held_out(samples, by=request.validation_by, fraction=request.validation_fraction, seed=request.seed)
+    except StepError as error:
+        first = report.recordings[0]
+        _warn(report, "nothing can be held out", first.place, first.id, error.message)
+        return
+    learned = {_identity(one): one for one in report.recordings if one.id not in held}
     for recording in report.recordings:
-        if recording.id in held_out and (other := learned.get(_identity(recording))):
+        if recording.id in held and (other := learned.get(_identity(recording))):
             _warn(report, "held out and trained on", recording.place, recording.id, f"as {other.id} at {other.place}")
 
 

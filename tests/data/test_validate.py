@@ -207,6 +207,17 @@ def test_loudness_is_that_of_the_standard(tmp_path: Path, seconds: float, gain: 
     assert loudness == (None if lufs is None else pytest.approx(lufs, abs=0.1))
 
 
+def test_a_split_by_speaker_leaks_what_two_speakers_share(tmp_path: Path) -> None:
+    for number in range(4):
+        write(tmp_path / f"{number}.wav", speech(seed=number % 2))
+    rows = [sample(f"s{n}", f"{n}.wav") | {"speaker": f"speaker {n // 2}"} for n in range(4)]
+    report = run(tmp_path, *rows, validation_fraction=0.5, validation_by="speaker")
+    assert report.warnings["held out and trained on"].count == 2
+    rows = [row | {"speaker": "the only one"} for row in rows]
+    report = run(tmp_path, *rows, validation_fraction=0.5, validation_by="speaker")
+    assert "no speaker can be held out" in report.warnings["nothing can be held out"].examples[0]
+
+
 def test_a_file_that_unpacks_to_hours_costs_no_more_than_the_limit(tmp_path: Path) -> None:
     path = write(tmp_path / "a.flac", np.zeros(1200 * RATE, dtype=np.int16))
     assert path.stat().st_size < 500_000
