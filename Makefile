@@ -4,12 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint unit generated bench clean tools slurm
+.PHONY: demo test lint unit slow generated bench clean tools slurm
 
 demo: $(VENV)/installed
 	$(BIN)/higgsc run specs/quickstart.yaml
 
-test: $(VENV)/installed tools lint unit
+test: $(VENV)/installed tools lint unit slow
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -17,8 +17,12 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/higgsc build --check specs/*.yaml
 
+# While one works: minutes. What takes longer (several processes, a Slurm cluster, whole runs) is in `slow`.
 unit: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+slow: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 -m slow --durations=15
 
 generated: $(VENV)/installed
 	$(BIN)/higgsc build specs/*.yaml
