@@ -116,7 +116,7 @@ def check(spec: Path, overrides: tuple[str, ...] = (), site: str | None = None) 
             if path.endswith((".json", ".lock")):
                 json.loads(text, parse_constant=_no_constant)
             if path.endswith(".yaml"):
-                assert isinstance(yaml.load(text, Loader=yaml.CSafeLoader), dict)
+                assert all(isinstance(part, dict) for part in yaml.load_all(text, Loader=yaml.CSafeLoader))
     return found
 
 
