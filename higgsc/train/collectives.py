@@ -17,6 +17,7 @@ Large Transformer Models", 2022 (the others).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import pad
+
+Exchange = Callable[[Tensor], Tensor]
 
 _SEQUENCE = 1
 _OPS = torch.ops._c10d_functional
@@ -43,22 +46,22 @@ class TensorGroup:
     def enter(self, hidden: Tensor, length: int) -> Tensor:
         """What a block's column-parallel matrices take: all `length` positions, on every process."""
         if not self.sequence:
-            return _apply(_Spread, hidden, self)
-        return _apply(_Gather, hidden, self)[:, :length]
+            return _exchange(hidden, _same, self.summed)
+        return _exchange(hidden, self.gathered, self.scattered)[:, :length]
 
     def leave(self, partial: Tensor) -> Tensor:
         """The sum of what the row-parallel matrices gave; with sequence parallelism, this process's stretch of it."""
         if not self.sequence:
-            return _apply(_Sum, partial, self)
-        return _apply(_Scatter, self._padded(partial), self)
+            return _exchange(partial, self.summed, _same)
+        return _exchange(self._padded(partial), self.scattered, self.gathered)
 
     def divide(self, hidden: Tensor) -> Tensor:
         """This process's stretch of what all hold; the last stretches are filled up with zeros."""
-        return _apply(_Divide, self._padded(hidden), self) if self.sequence else hidden
+        return _exchange(self._padded(hidden), self._own, self.gathered) if self.sequence else hidden
 
     def join(self, hidden: Tensor, length: int) -> Tensor:
         """The stretches of all processes, which all go on to compute the same with them."""
-        return _apply(_Join, hidden, self)[:, :length] if self.sequence else hidden
+        return _exchange(hidden, self.gathered, self.stretch)[:, :length] if self.sequence else hidden
 
     def mine(self, mask: Tensor) -> Tensor:
         """This process's stretch of a mask `[1, L]`, filled up with False."""
@@ -84,6 +87,9 @@ class TensorGroup:
         result = _done(_OPS.reduce_scatter_tensor(first, "sum", self.size, self.group.group_name))
         return result.movedim(0, _SEQUENCE)
 
+    def _own(self, tensor: Tensor) -> Tensor:
+        return self.stretch(tensor).clone()
+
     def _padded(self, tensor: Tensor) -> Tensor:
         missing = -tensor.shape[_SEQUENCE] % self.size
         if not missing:
@@ -91,76 +97,27 @@ class TensorGroup:
         return pad(tensor, (0, 0) * (tensor.ndim - 1 - _SEQUENCE) + (0, missing))
 
 
-def _apply(function: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
-    result: Tensor = function.apply(tensor, group)
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, there: Exchange, back: Exchange) -> Tensor:
+        ctx.back = back
+        return there(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.back(gradients[0]), None, None
+
+
+def _exchange(tensor: Tensor, there: Exchange, back: Exchange) -> Tensor:
+    """Do `there` with a tensor, and `back` with its gradient."""
+    result: Tensor = _Exchange.apply(tensor, there, back)  # type: ignore[no-untyped-call]
     return result
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor.view_as(tensor)
 
 
 def _done(tensor: Tensor) -> Tensor:
     result: Tensor = _OPS.wait_tensor(tensor)
     return result
-
-
-class _Spread(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
-        ctx.group = group
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.group.summed(gradients[0]), None
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
-        return group.summed(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
-        ctx.group = group
-        return group.gathered(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.group.scattered(gradients[0]), None
-
-
-class _Scatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
-        ctx.group = group
-        return group.scattered(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.group.gathered(gradients[0]), None
-
-
-class _Divide(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
-        ctx.group = group
-        return group.stretch(tensor).clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.group.gathered(gradients[0]), None
-
-
-class _Join(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
-        ctx.group = group
-        return group.gathered(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.group.stretch(gradients[0]), None
