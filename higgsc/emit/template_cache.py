@@ -31,9 +31,11 @@ class TemplateCache(BytecodeCache):
         path = self._path(bucket)
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=path.name, delete=False) as file:
-                bucket.write_bytecode(file)
-            os.replace(file.name, path)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # gone again, even where the disk is full
+                compiled = Path(folder) / path.name
+                with compiled.open("wb") as file:
+                    bucket.write_bytecode(file)
+                os.replace(compiled, path)
 
     @staticmethod
     def _path(bucket: Bucket) -> Path:
