@@ -32,10 +32,10 @@ from higgsc.data.layout import Segments
 from higgsc.data.places import Places
 from higgsc.data.records import AudioSpan
 from higgsc.data.store import Store, StoreWriter
-from higgsc.train.assemble import assemble
-from higgsc.train.batches import epoch_order, pack
-from higgsc.train.builtin import tiny_path
-from higgsc.train.sequence import AudioTokens, build_sequence
+from higgsc.train.model.builtin import tiny_path
+from higgsc.train.rows.assemble import assemble
+from higgsc.train.rows.batches import epoch_order, pack
+from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 TOKENS = AudioTokens(placeholder=128_016, delay=128_014, stream_bos=1024, stream_eos=1025, vocabulary=128_256)
 LENGTHS = ((1, 40), (2, 60), (5, 90), (10, 150))

@@ -45,7 +45,8 @@ from higgsc.data import prepare  # noqa: E402
 from higgsc.data.delay import IGNORE  # noqa: E402
 from higgsc.data.store import Store  # noqa: E402
 from higgsc.deploy import merge  # noqa: E402
-from higgsc.train import assemble, step  # noqa: E402
+from higgsc.train import step  # noqa: E402
+from higgsc.train.rows import assemble  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -274,7 +274,7 @@ def _saved_by_layers(setup: Setup, sample: Sample, samples: int) -> int:
     Adapters: `Setup.saved_by_adapters`, and in bf16 autocast's copies of trained weights, `2` bytes a parameter. DoRA
     with dropout multiplies the base's weight a second time, in bf16 with a copy of it.
 
-    Source: the trace of `higgsc/train/trace.py`, and the code that it ran.
+    Source: the trace of `higgsc/train/prediction/trace.py`, and the code that it ran.
     """
     s, shape = setup.base_itemsize, setup.held
     tokens = samples * sample.tokens

@@ -125,7 +125,7 @@ def _trace(points: Sequence[tuple[Compiled, Estimate]]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="higgsc-plan-") as folder:
         path = Path(folder) / "trace.json"
         path.write_text(json.dumps(requests), "utf-8")
-        argv = [sys.executable, "-m", "higgsc.train.trace", str(path)]
+        argv = [sys.executable, "-m", "higgsc.train.prediction.trace", str(path)]
         result = subprocess.run(argv, capture_output=True, text=True, check=False)
     if result.returncode:
         last = (result.stderr.strip().splitlines() or ["no output"])[-1]

@@ -119,7 +119,7 @@ class OptimizerJob(_Frozen):
 
 
 class ContrastiveJob(_Frozen):
-    """Contrastive voice similarity; see `higgsc.train.contrastive`."""
+    """Contrastive voice similarity; see `higgsc.train.objective.contrastive`."""
 
     weight: float
     temperature: float
@@ -136,7 +136,7 @@ class CodebookPointJob(_Frozen):
 
 
 class ScheduleJob(_Frozen):
-    """Factors on the weights of the loss by step, linear between the points; see `higgsc.train.curriculum`."""
+    """Factors on the weights of the loss by step, linear between the points; see `higgsc.train.rows.curriculum`."""
 
     text: tuple[PointJob, ...] = ()
     audio: tuple[PointJob, ...] = ()
@@ -145,7 +145,7 @@ class ScheduleJob(_Frozen):
 
 
 class LengthJob(_Frozen):
-    """How the longest sample that is trained on grows; see `higgsc.train.curriculum`."""
+    """How the longest sample that is trained on grows; see `higgsc.train.rows.curriculum`."""
 
     start_seconds: float
     max_seconds: float
@@ -153,7 +153,7 @@ class LengthJob(_Frozen):
 
 
 class LossJob(_Frozen):
-    """Weights of the objective; see `higgsc.train.loss.objective`."""
+    """Weights of the objective; see `higgsc.train.objective.loss.objective`."""
 
     text: float
     audio: float

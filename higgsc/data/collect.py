@@ -15,7 +15,7 @@ from higgsc.data.records import CloningSample, Rejected
 from higgsc.data.rejects import Rejects
 from higgsc.data.samples import SourceFile, read_samples
 from higgsc.data.text import clean_text
-from higgsc.train.builtin import resolve_base
+from higgsc.train.model.builtin import resolve_base
 
 _log = logging.getLogger(__name__)
 

@@ -88,7 +88,7 @@ class ChatLayout:
         # Imported here, as both load torch, which neither the layout's constants nor its types need.
         from transformers import AutoTokenizer
 
-        from higgsc.train.builtin import resolve_base
+        from higgsc.train.model.builtin import resolve_base
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(resolve_base(str(base))), revision=revision)

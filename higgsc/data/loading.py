@@ -9,7 +9,7 @@ import torch
 from higgsc.contract.jobs import ModelRef
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.codec import Codec
-from higgsc.train.builtin import resolve_base
+from higgsc.train.model.builtin import resolve_base
 
 
 def load_codec(ref: ModelRef, *, root: Path, device: torch.device | str) -> Codec:

@@ -13,7 +13,7 @@ from higgsc.contract.jobs import ModelRef
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.loading import first_line
 from higgsc.deploy.weights import INDEX_FILE, SINGLE_FILE
-from higgsc.train.builtin import resolve_base
+from higgsc.train.model.builtin import resolve_base
 
 
 def base_folder(base: str, revision: str | None, *, root: Path) -> Path:

@@ -30,13 +30,13 @@ from higgsc.data.store import STORE_FILE, Store
 from higgsc.deploy.base import folder_ref, stored_dtype
 from higgsc.deploy.generate import Speaker
 from higgsc.deploy.merge import REPORT_FILE as MERGE_FILE
-from higgsc.train.loss import LossModule
-from higgsc.train.mesh import Mesh, open_mesh
-from higgsc.train.model import load_base
-from higgsc.train.samples import file_stem
+from higgsc.train.model.build import load_base
+from higgsc.train.objective.loss import LossModule
+from higgsc.train.objective.validate import ValidationLosses, validation_losses
+from higgsc.train.parallel.mesh import Mesh, open_mesh
 from higgsc.train.seeds import Purpose, torch_seed
-from higgsc.train.speak import Codes
-from higgsc.train.validate import ValidationLosses, validation_losses
+from higgsc.train.speech.samples import file_stem
+from higgsc.train.speech.speak import Codes
 
 REPORT_FILE = "evaluation.json"
 REPORT_SCHEMA = "higgsc.evaluation/v1"

@@ -22,8 +22,8 @@ from higgsc.data.layout import DEFAULT_SYSTEM, ChatLayout
 from higgsc.data.loading import load_codec
 from higgsc.data.text import DEFAULT_TEXT, clean_text
 from higgsc.deploy.base import base_folder, folder_ref, stored_dtype
-from higgsc.train.model import load_base
-from higgsc.train.speak import Codes, Ids, prompt, speak, spoken_codes
+from higgsc.train.model.build import load_base
+from higgsc.train.speech.speak import Codes, Ids, prompt, speak, spoken_codes
 
 MAX_REFERENCE_SECONDS = 60.0
 """Longest reference that is read; the model was trained with references of some ten seconds."""

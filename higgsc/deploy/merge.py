@@ -27,9 +27,9 @@ from higgsc.contract.receipts import sha256_file
 from higgsc.deploy.base import base_folder
 from higgsc.deploy.verify import LogitsCheck, compare_logits
 from higgsc.deploy.weights import INDEX_FILE, TensorInfo, Weights, copy_weights, open_weights
-from higgsc.train.adapter import CONFIG_FILE, Adapter, open_adapter, read_tensors
-from higgsc.train.checkpoint import select_checkpoint
-from higgsc.train.mesh import open_mesh
+from higgsc.train.checkpoints.checkpoint import select_checkpoint
+from higgsc.train.model.adapter import CONFIG_FILE, Adapter, open_adapter, read_tensors
+from higgsc.train.parallel.mesh import open_mesh
 
 REPORT_FILE = "merge.json"
 REPORT_SCHEMA = "higgsc.merge/v1"

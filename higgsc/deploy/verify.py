@@ -13,9 +13,9 @@ from peft import PeftModel
 from higgsc.catalog.codec import CODEBOOK_ENTRIES, CODEBOOKS, FRAMES_PER_SECOND
 from higgsc.data.store import StoredSample
 from higgsc.deploy.base import folder_ref
-from higgsc.train.batches import PackedBatch, pack
-from higgsc.train.model import load_base
-from higgsc.train.sequence import AudioTokens, build_sequence
+from higgsc.train.model.build import load_base
+from higgsc.train.rows.batches import PackedBatch, pack
+from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 Logits = tuple[torch.Tensor, torch.Tensor]
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from higgsc.contract.jobs import LossJob, TrainJob
 from higgsc.data.store import Store
-from higgsc.train.assemble import assemble
-from higgsc.train.batches import Indices
-from higgsc.train.contrastive import Voices, count_anchors, info_nce, pooled, voices
-from higgsc.train.loss import LossModule, LossSums, objective
-from higgsc.train.mesh import Mesh
-from higgsc.train.sequence import AudioTokens, label_counts
+from higgsc.train.objective.contrastive import Voices, count_anchors, info_nce, pooled, voices
+from higgsc.train.objective.loss import LossModule, LossSums, objective
+from higgsc.train.parallel.mesh import Mesh
+from higgsc.train.rows.assemble import assemble
+from higgsc.train.rows.batches import Indices
+from higgsc.train.rows.sequence import AudioTokens, label_counts
 
 
 class Counts(NamedTuple):
@@ -95,7 +95,7 @@ class Gradients:
 
 
 class Comparison:
-    """The contrastive loss of a row, summed over its samples; see `higgsc.train.contrastive`."""
+    """The contrastive loss of a row, summed over its samples; see `higgsc.train.objective.contrastive`."""
 
     def __init__(self, job: TrainJob, mesh: Mesh) -> None:
         self._contrastive, self._mesh = job.loss.contrastive, mesh

@@ -1,12 +1,12 @@
 """Where the randomness of a run comes from: the spec's `seed`, and what for.
 
-| purpose    | further numbers           | used by                                                                    |
-|------------|---------------------------|----------------------------------------------------------------------------|
-| `ORDER`    | epoch                     | the permutation of the training samples (`batches.py`)                     |
-| `ADAPTER`  |                           | the adapter's first values, the same on every process (`model.py`)         |
-| `DROPOUT`  | share of the data, step   | what a step draws; processes that share the data draw other numbers, those |
-|            |                           | of one tensor group the same (`progress.py`)                               |
-| `SAMPLING` | sample                    | speech, during the training and in the evaluation                          |
+| purpose    | further numbers         | used by                                                               |
+|------------|-------------------------|-----------------------------------------------------------------------|
+| `ORDER`    | epoch                   | the permutation of the training samples (`rows/batches.py`)           |
+| `ADAPTER`  |                         | the adapter's first values, equal on all processes (`model/build.py`) |
+| `DROPOUT`  | share of the data, step | what a step draws; processes that share the data draw other numbers,  |
+|            |                         | those of one tensor group the same (`checkpoints/progress.py`)        |
+| `SAMPLING` | sample                  | speech, during the training and in the evaluation                     |
 
 Nothing else draws. No state is carried from one step to the next, so that a step draws the same whether it comes after
 another, after a restart, or again; and a run that is submitted again is the same run. Which samples are held out, and

@@ -14,9 +14,7 @@ from higgsc.contract.state import write_state
 from higgsc.data.loading import first_line
 from higgsc.data.places import fetch_store, store_path
 from higgsc.data.store import STORE_FILE, Store
-from higgsc.train.adapter import WEIGHTS_FILE
-from higgsc.train.batches import total_steps
-from higgsc.train.checkpoint import (
+from higgsc.train.checkpoints.checkpoint import (
     TRAINING_METRIC,
     VALIDATION_METRIC,
     best_checkpoint,
@@ -24,15 +22,17 @@ from higgsc.train.checkpoint import (
     list_checkpoints,
     read_checkpoint,
 )
-from higgsc.train.lock import hold_run
-from higgsc.train.mesh import Mesh, lost_contact, open_mesh
-from higgsc.train.progress import read_progress
-from higgsc.train.rehearsal import explained
-from higgsc.train.resume import find_start
-from higgsc.train.screen import training_log
-from higgsc.train.tracking.open import check_trackers
+from higgsc.train.checkpoints.progress import read_progress
+from higgsc.train.checkpoints.resume import find_start
+from higgsc.train.faults.lock import hold_run
+from higgsc.train.faults.rehearsal import explained
+from higgsc.train.faults.watchdog import record_collectives
+from higgsc.train.model.adapter import WEIGHTS_FILE
+from higgsc.train.parallel.mesh import Mesh, lost_contact, open_mesh
+from higgsc.train.report.screen import training_log
+from higgsc.train.report.tracking.open import check_trackers
+from higgsc.train.rows.batches import total_steps
 from higgsc.train.training import Training
-from higgsc.train.watchdog import record_collectives
 
 logger = logging.getLogger(__name__)
 

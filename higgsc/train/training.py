@@ -15,29 +15,29 @@ from higgsc.contract.jobs import StepContext, TrainJob
 from higgsc.contract.outcome import Interrupted, StepError
 from higgsc.contract.stop import asked_to_save, asked_to_stop, forget_save
 from higgsc.data.store import STORE_FILE, Store
-from higgsc.train.batches import BatchPlan
-from higgsc.train.checkpoint import read_checkpoint
-from higgsc.train.curriculum import weights_at
+from higgsc.train.checkpoints.checkpoint import read_checkpoint
+from higgsc.train.checkpoints.progress import Progress, read_progress, restore, seed_dropout
+from higgsc.train.checkpoints.resume import versions
+from higgsc.train.checkpoints.saving import Saver
+from higgsc.train.faults.guard import FiniteGuard, NotFiniteError, record_skipped
+from higgsc.train.faults.rehearsal import REHEARSES, longest_row, rehearse
+from higgsc.train.faults.rollback import Rollbacks
+from higgsc.train.faults.watchdog import Watchdog
 from higgsc.train.gradients import Comparison, Counts, Gradients
-from higgsc.train.guard import FiniteGuard, NotFiniteError, record_skipped
-from higgsc.train.layers import expect_compiler, run_layers
-from higgsc.train.loss import LossModule, LossSums
-from higgsc.train.mesh import Mesh, step_timeout
-from higgsc.train.metrics import LossMeter
-from higgsc.train.model import adapter_parameters, add_lora, load_base
+from higgsc.train.model.build import adapter_parameters, add_lora, load_base
+from higgsc.train.model.layers import expect_compiler, run_layers
+from higgsc.train.model.start import start_from
+from higgsc.train.objective.loss import LossModule, LossSums
+from higgsc.train.objective.validate import validation_losses
 from higgsc.train.optimizer import adamw, learning_rate, set_learning_rate
-from higgsc.train.progress import Progress, read_progress, restore, seed_dropout
-from higgsc.train.rehearsal import REHEARSES, longest_row, rehearse
-from higgsc.train.reporter import Reporter
-from higgsc.train.resume import versions
-from higgsc.train.rollback import Rollbacks
-from higgsc.train.samples import Samples
-from higgsc.train.saving import Saver
-from higgsc.train.sequence import AudioTokens
-from higgsc.train.speed import Speed
-from higgsc.train.start import start_from
-from higgsc.train.validate import validation_losses
-from higgsc.train.watchdog import Watchdog
+from higgsc.train.parallel.mesh import Mesh, step_timeout
+from higgsc.train.report.metrics import LossMeter
+from higgsc.train.report.reporter import Reporter
+from higgsc.train.report.speed import Speed
+from higgsc.train.rows.batches import BatchPlan
+from higgsc.train.rows.curriculum import weights_at
+from higgsc.train.rows.sequence import AudioTokens
+from higgsc.train.speech.samples import Samples
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from higgsc.data.codec import Codec
-from higgsc.train.builtin import tiny_path
+from higgsc.train.model.builtin import tiny_path
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from higgsc.contract.jobs import DataLimits, DataSource, ModelRef, PrepareJob, S
 from higgsc.contract.outcome import StepResult  # noqa: E402
 from higgsc.data.codec import audio_tokenizer_class  # noqa: E402
 from higgsc.data.store import Store  # noqa: E402
-from higgsc.train.builtin import tiny_path  # noqa: E402
+from higgsc.train.model.builtin import tiny_path  # noqa: E402
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "specs" / "data" / "quickstart"
 

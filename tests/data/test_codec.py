@@ -14,7 +14,7 @@ soxr = pytest.importorskip("soxr")
 soundfile = pytest.importorskip("soundfile")
 
 from higgsc.data.codec import Codec, audio_tokenizer_class, resample  # noqa: E402
-from higgsc.train.builtin import tiny_path  # noqa: E402
+from higgsc.train.model.builtin import tiny_path  # noqa: E402
 
 CLIPS = Path(__file__).parents[2] / "specs/data/quickstart/audio"
 

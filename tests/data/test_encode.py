@@ -31,7 +31,7 @@ from higgsc.data.layout import ChatLayout
 from higgsc.data.lock import exclusive
 from higgsc.data.records import AudioSpan
 from higgsc.data.store import StoreWriter
-from higgsc.train.builtin import tiny_path
+from higgsc.train.model.builtin import tiny_path
 from tests.data.rows import sample
 
 CLIPS = 12

@@ -19,7 +19,7 @@ from higgsc.contract.outcome import ExitCode, StepError  # noqa: E402
 from higgsc.data.codec import Codec  # noqa: E402
 from higgsc.data.delay import apply_delay  # noqa: E402
 from higgsc.data.layout import DEFAULT_SYSTEM, ChatLayout, Segments  # noqa: E402
-from higgsc.train.builtin import tiny_path  # noqa: E402
+from higgsc.train.model.builtin import tiny_path  # noqa: E402
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "specs" / "data" / "quickstart"
 REFERENCE_TEXT = "صَبَاحُ الْخَيْرْ، كَيْفَ حَالُكَ؟"

@@ -20,7 +20,7 @@ from higgsc.data.audio import read_mono  # noqa: E402
 from higgsc.data.codec import Codec  # noqa: E402
 from higgsc.data.layout import DEFAULT_SYSTEM, ChatLayout  # noqa: E402
 from higgsc.data.prepare import run  # noqa: E402
-from higgsc.train.builtin import tiny_path  # noqa: E402
+from higgsc.train.model.builtin import tiny_path  # noqa: E402
 from tests.data.rows import sample  # noqa: E402
 
 

@@ -13,7 +13,7 @@ peft = pytest.importorskip("peft")
 
 from transformers import HiggsAudioV2ForConditionalGeneration  # noqa: E402
 
-from higgsc.train.builtin import tiny_path  # noqa: E402
+from higgsc.train.model.builtin import tiny_path  # noqa: E402
 
 MakeAdapter = Callable[..., Path]
 

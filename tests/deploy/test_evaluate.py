@@ -25,13 +25,13 @@ from higgsc.data.layout import DEFAULT_SYSTEM, ChatLayout  # noqa: E402
 from higgsc.data.store import Store, StoreWriter  # noqa: E402
 from higgsc.deploy import evaluate, merge  # noqa: E402
 from higgsc.deploy.generate import Speaker  # noqa: E402
-from higgsc.train.batches import pack  # noqa: E402
-from higgsc.train.checkpoint import save_checkpoint  # noqa: E402
-from higgsc.train.loss import LossModule  # noqa: E402
-from higgsc.train.mesh import Mesh  # noqa: E402
-from higgsc.train.model import adapter_parameters, load_base  # noqa: E402
-from higgsc.train.sequence import AudioTokens, build_sequence  # noqa: E402
-from higgsc.train.validate import validation_losses  # noqa: E402
+from higgsc.train.checkpoints.checkpoint import save_checkpoint  # noqa: E402
+from higgsc.train.model.build import adapter_parameters, load_base  # noqa: E402
+from higgsc.train.objective.loss import LossModule  # noqa: E402
+from higgsc.train.objective.validate import validation_losses  # noqa: E402
+from higgsc.train.parallel.mesh import Mesh  # noqa: E402
+from higgsc.train.rows.batches import pack  # noqa: E402
+from higgsc.train.rows.sequence import AudioTokens, build_sequence  # noqa: E402
 
 CLIPS = Path(__file__).parents[2] / "specs/data/quickstart/audio"
 TINY = ModelRef(base="builtin:tiny", revision=None, audio_tokenizer="builtin:tiny", audio_tokenizer_revision=None)
@@ -42,7 +42,7 @@ COMMON: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def codec() -> Codec:
-    from higgsc.train.builtin import tiny_path
+    from higgsc.train.model.builtin import tiny_path
 
     return Codec.load(tiny_path("audio_tokenizer"))
 

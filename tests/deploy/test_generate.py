@@ -21,7 +21,7 @@ from higgsc.data.audio import read_mono  # noqa: E402
 from higgsc.data.codec import audio_tokenizer_class  # noqa: E402
 from higgsc.data.delay import apply_delay  # noqa: E402
 from higgsc.deploy.generate import Speaker  # noqa: E402
-from higgsc.train.speak import speak, spoken_codes  # noqa: E402
+from higgsc.train.speech.speak import speak, spoken_codes  # noqa: E402
 
 CLIP = Path(__file__).parents[2] / "specs/data/quickstart/audio/huda-01.flac"
 TEXTS = ("hello there", "good bye, and thank you")

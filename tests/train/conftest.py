@@ -30,8 +30,8 @@ from higgsc.contract.jobs import (
 from higgsc.contract.outcome import Interrupted, StepResult
 from higgsc.data.layout import Segments
 from higgsc.data.store import StoredSample, StoreWriter
-from higgsc.train.builtin import tiny_path
-from higgsc.train.sequence import AudioTokens
+from higgsc.train.model.builtin import tiny_path
+from higgsc.train.rows.sequence import AudioTokens
 from higgsc.train.step import run
 
 MakeSample = Callable[..., StoredSample]

@@ -25,12 +25,12 @@ from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneratio
 
 from higgsc.contract.jobs import LoraJob, LossJob, MeshJob
 from higgsc.data.store import StoredSample
-from higgsc.train.batches import PackedBatch, pack
-from higgsc.train.loss import LossModule, objective
-from higgsc.train.mesh import Mesh, device_mesh
-from higgsc.train.model import adapter_parameters, add_lora
-from higgsc.train.progress import seed_dropout
-from higgsc.train.sequence import AudioTokens, build_sequence
+from higgsc.train.checkpoints.progress import seed_dropout
+from higgsc.train.model.build import adapter_parameters, add_lora
+from higgsc.train.objective.loss import LossModule, objective
+from higgsc.train.parallel.mesh import Mesh, device_mesh
+from higgsc.train.rows.batches import PackedBatch, pack
+from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 TARGETS = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),

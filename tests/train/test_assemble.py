@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from higgsc.contract.outcome import StepError
 from higgsc.data.layout import Segments
 from higgsc.data.store import Store, StoreWriter
-from higgsc.train.assemble import assemble
-from higgsc.train.batches import pack
-from higgsc.train.sequence import AudioTokens, build_sequence
+from higgsc.train.rows.assemble import assemble
+from higgsc.train.rows.batches import pack
+from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 TOKENS = AudioTokens(placeholder=300, delay=301, stream_bos=1024, stream_eos=1025, vocabulary=400)
 

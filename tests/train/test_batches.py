@@ -10,9 +10,9 @@ import torch
 
 from higgsc.contract.jobs import BatchJob, OptimizerJob
 from higgsc.contract.outcome import StepError
-from higgsc.train.batches import BatchPlan, epoch_order, pack, total_steps
-from higgsc.train.loss import LossModule
-from higgsc.train.sequence import AudioTokens, build_sequence
+from higgsc.train.objective.loss import LossModule
+from higgsc.train.rows.batches import BatchPlan, epoch_order, pack, total_steps
+from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 from .conftest import MakeSample
 

@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 from higgsc.catalog.codec import SPECIAL_TOKENS  # noqa: E402
 from higgsc.catalog.higgs_audio_v2 import TINY  # noqa: E402
 from higgsc.data.codec import Codec, audio_tokenizer_class  # noqa: E402
-from higgsc.train.builtin import build_tiny, resolve_base, tiny_path  # noqa: E402
+from higgsc.train.model.builtin import build_tiny, resolve_base, tiny_path  # noqa: E402
 
 ARABIC = "مرحبًا، كيف حالُكَ اليوم؟ ٱلْعَرَبِيَّةُ ١٢٣ — OK."
 

@@ -13,14 +13,14 @@ from peft import PeftModel
 
 from higgsc.contract.jobs import LoraJob, ModelRef
 from higgsc.contract.outcome import ExitCode, StepError
-from higgsc.train import checkpoint as checkpoint_module
-from higgsc.train.checkpoint import (
+from higgsc.train.checkpoints import checkpoint as checkpoint_module
+from higgsc.train.checkpoints.checkpoint import (
     VALIDATION_METRIC,
     list_checkpoints,
     save_checkpoint,
     select_checkpoint,
 )
-from higgsc.train.model import adapter_parameters, add_lora
+from higgsc.train.model.build import adapter_parameters, add_lora
 
 Save = Callable[..., Path]
 REF = ModelRef(base="org/base", revision="0ff4877", audio_tokenizer="org/codec", audio_tokenizer_revision=None)

@@ -20,8 +20,8 @@ from higgsc.contract.jobs import (
 )
 from higgsc.contract.outcome import Interrupted, StepError
 from higgsc.train import training
-from higgsc.train.batches import BatchPlan
-from higgsc.train.curriculum import weights_at
+from higgsc.train.rows.batches import BatchPlan
+from higgsc.train.rows.curriculum import weights_at
 
 from .conftest import Project
 

@@ -10,10 +10,10 @@ import pytest
 from higgsc.contract.jobs import BatchJob, CheckpointJob
 from higgsc.data.store import Store
 from higgsc.train import gradients, training
-from higgsc.train.assemble import assemble
-from higgsc.train.batches import PackedBatch
-from higgsc.train.loss import LossModule
-from higgsc.train.sequence import AudioTokens
+from higgsc.train.objective.loss import LossModule
+from higgsc.train.rows.assemble import assemble
+from higgsc.train.rows.batches import PackedBatch
+from higgsc.train.rows.sequence import AudioTokens
 
 from .conftest import Project
 from .test_resume import finish, long_job, outcome, stop_at_vote  # noqa: F401

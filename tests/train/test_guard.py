@@ -12,12 +12,13 @@ import torch
 from higgsc.contract.jobs import BatchJob, CheckpointJob, TrainJob
 from higgsc.contract.outcome import Interrupted, StepError
 from higgsc.data.store import Store
-from higgsc.train import guard, training
-from higgsc.train.batches import BatchPlan
-from higgsc.train.checkpoint import list_checkpoints
-from higgsc.train.guard import IN_A_ROW, FiniteGuard, NotFiniteError
-from higgsc.train.loss import LossModule, LossSums
-from higgsc.train.mesh import Mesh
+from higgsc.train import training
+from higgsc.train.checkpoints.checkpoint import list_checkpoints
+from higgsc.train.faults import guard
+from higgsc.train.faults.guard import IN_A_ROW, FiniteGuard, NotFiniteError
+from higgsc.train.objective.loss import LossModule, LossSums
+from higgsc.train.parallel.mesh import Mesh
+from higgsc.train.rows.batches import BatchPlan
 
 from .conftest import Project
 from .test_resume import long_job, outcome, stop_at_vote  # noqa: F401

@@ -9,12 +9,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from higgsc.contract.outcome import ExitCode, StepError
-from higgsc.train import layers as layers_module
-from higgsc.train.batches import pack
-from higgsc.train.layers import expect_compiler, run_layers
-from higgsc.train.loss import LossModule
-from higgsc.train.model import adapter_parameters, add_lora
-from higgsc.train.sequence import AudioTokens, build_sequence
+from higgsc.train.model import layers as layers_module
+from higgsc.train.model.build import adapter_parameters, add_lora
+from higgsc.train.model.layers import expect_compiler, run_layers
+from higgsc.train.objective.loss import LossModule
+from higgsc.train.rows.batches import pack
+from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 from .conftest import MakeSample, Project
 from .test_lora_kinds import base, lora

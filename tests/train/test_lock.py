@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from higgsc.contract.outcome import ExitCode, StepError
-from higgsc.train import lock
-from higgsc.train.lock import LOCK_FILE, hold_run
+from higgsc.train.faults import lock
+from higgsc.train.faults.lock import LOCK_FILE, hold_run
 
 from .conftest import Project
 

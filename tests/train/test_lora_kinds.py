@@ -17,11 +17,11 @@ from higgsc.catalog.higgs_audio_v2 import TINY
 from higgsc.contract.jobs import BatchJob, LoraJob, MeshJob, ModelRef
 from higgsc.contract.outcome import StepError
 from higgsc.data.store import Store
-from higgsc.train.loss import LossModule
-from higgsc.train.mesh import Mesh
-from higgsc.train.model import adapter_parameters, add_lora, load_base
-from higgsc.train.start import start_from
-from higgsc.train.validate import validation_losses
+from higgsc.train.model.build import adapter_parameters, add_lora, load_base
+from higgsc.train.model.start import start_from
+from higgsc.train.objective.loss import LossModule
+from higgsc.train.objective.validate import validation_losses
+from higgsc.train.parallel.mesh import Mesh
 
 from .conftest import Project
 from .ranks import train

@@ -13,10 +13,10 @@ import torch
 
 from higgsc.contract.jobs import LossJob
 from higgsc.data.delay import apply_delay, delayed_labels
-from higgsc.train import sequence as sequence_module
-from higgsc.train.batches import PackedBatch, pack
-from higgsc.train.loss import LossModule, LossSums, objective
-from higgsc.train.sequence import AudioTokens, build_sequence
+from higgsc.train.objective.loss import LossModule, LossSums, objective
+from higgsc.train.rows import sequence as sequence_module
+from higgsc.train.rows.batches import PackedBatch, pack
+from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 from .conftest import MakeSample
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from higgsc.contract.jobs import BatchJob, MeshJob
-from higgsc.train.mesh import Mesh
+from higgsc.train.parallel.mesh import Mesh
 
 from .conftest import Project
 from .ranks import errors, train

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from higgsc.catalog.higgs_audio_v2 import TINY
 from higgsc.contract.jobs import LoraJob, ModelRef
 from higgsc.contract.outcome import ExitCode, StepError
-from higgsc.train.builtin import tiny_path
-from higgsc.train.model import adapter_parameters, add_lora, load_base
+from higgsc.train.model.build import adapter_parameters, add_lora, load_base
+from higgsc.train.model.builtin import tiny_path
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,7 @@ from transformers.models.higgs_audio_v2.processing_higgs_audio_v2 import HiggsAu
 
 from higgsc.contract.jobs import BatchJob, LossJob
 from higgsc.data.store import Store, StoredSample
-from higgsc.train.builtin import tiny_path
+from higgsc.train.model.builtin import tiny_path
 
 from .conftest import Project
 

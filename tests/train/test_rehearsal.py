@@ -11,10 +11,11 @@ import torch
 from higgsc.contract.jobs import BatchJob, MeshJob
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.store import Store
-from higgsc.train import rehearsal, training
-from higgsc.train.batches import BatchPlan
-from higgsc.train.loss import LossModule
-from higgsc.train.rehearsal import longest_row, out_of_memory
+from higgsc.train import training
+from higgsc.train.faults import rehearsal
+from higgsc.train.faults.rehearsal import longest_row, out_of_memory
+from higgsc.train.objective.loss import LossModule
+from higgsc.train.rows.batches import BatchPlan
 
 from .conftest import Project
 from .test_resume import long_job, outcome, stop_at_vote  # noqa: F401

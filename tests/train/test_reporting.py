@@ -20,11 +20,12 @@ from higgsc.contract.jobs import TrackingJob
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.stop import SAVE_FILE
 from higgsc.data.store import Store
-from higgsc.train import saving, training
-from higgsc.train.checkpoint import list_checkpoints
-from higgsc.train.mesh import Mesh
-from higgsc.train.screen import Screen, clock, line
-from higgsc.train.speed import Pace, Speed, Window, peak_flops, utilisation
+from higgsc.train import training
+from higgsc.train.checkpoints import saving
+from higgsc.train.checkpoints.checkpoint import list_checkpoints
+from higgsc.train.parallel.mesh import Mesh
+from higgsc.train.report.screen import Screen, clock, line
+from higgsc.train.report.speed import Pace, Speed, Window, peak_flops, utilisation
 
 from .conftest import Project
 
@@ -56,7 +57,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def install(name: str, *, fails_from: int = 99) -> Path:
         record = tmp_path / f"{name}.jsonl"
         (folder / f"{name}.py").write_text(STAND_IN.format(fails_from=fails_from, record=str(record)))
-        for module in (name, f"higgsc.train.tracking.{name}"):
+        for module in (name, f"higgsc.train.report.tracking.{name}"):
             monkeypatch.delitem(sys.modules, module, raising=False)
         return record
 
@@ -97,7 +98,7 @@ def test_other_trackers_get_the_same(project: Project, stand_in: Any) -> None:
 def test_a_missing_package_is_found_before_anything_is_loaded(
     project: Project, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("higgsc.train.tracking.open.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("higgsc.train.report.tracking.open.importlib.util.find_spec", lambda _: None)
     monkeypatch.setattr(training, "load_base", None)  # it could not train if it tried
     with pytest.raises(StepError, match=f"the package `{name}` is not installed here") as caught:
         project.train(project.job(tracking=TrackingJob(to=(name,))))
@@ -241,7 +242,7 @@ def test_cards_that_the_peak_is_known_of() -> None:
 
 def test_the_pace_is_that_of_the_last_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("higgsc.train.speed.time.monotonic", lambda: now)
+    monkeypatch.setattr("higgsc.train.report.speed.time.monotonic", lambda: now)
     pace = Pace(1000, 100)
     assert pace.eta(100) is None
     for done in range(110, 400, 10):

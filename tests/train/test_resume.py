@@ -21,8 +21,8 @@ from higgsc.contract.stop import request_stop
 from higgsc.emit.build import builds_of
 from higgsc.emit.emitters import emit_all
 from higgsc.train import training
-from higgsc.train.checkpoint import list_checkpoints
-from higgsc.train.resume import changed
+from higgsc.train.checkpoints.checkpoint import list_checkpoints
+from higgsc.train.checkpoints.resume import changed
 
 from .conftest import Project
 
@@ -329,7 +329,7 @@ def test_run_and_compiler_agree_on_what_may_change(override: str) -> None:
 
 
 def test_pruning_never_removes_what_is_needed(tmp_path: Path) -> None:
-    from higgsc.train.shelf import prune_checkpoints
+    from higgsc.train.checkpoints.shelf import prune_checkpoints
 
     keep = CheckpointJob(every_steps=1, keep_last=2)
 

@@ -18,9 +18,9 @@ from higgsc.data.loading import load_codec
 from higgsc.data.store import Store
 from higgsc.deploy.generate import Speaker
 from higgsc.train import training
-from higgsc.train.model import load_base
+from higgsc.train.model.build import load_base
+from higgsc.train.report.tracking.tensorboard import TensorBoard
 from higgsc.train.seeds import Purpose, torch_seed
-from higgsc.train.tracking.tensorboard import TensorBoard
 
 from .conftest import Project
 from .ranks import errors, train

@@ -7,7 +7,7 @@ import itertools
 import torch
 
 from higgsc.contract.jobs import BatchJob
-from higgsc.train.progress import seed_dropout
+from higgsc.train.checkpoints.progress import seed_dropout
 from higgsc.train.seeds import Purpose, sequence, torch_seed
 
 from .conftest import Project

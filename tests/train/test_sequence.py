@@ -10,7 +10,7 @@ import pytest
 
 from higgsc.contract.outcome import StepError
 from higgsc.data.delay import IGNORE
-from higgsc.train.sequence import AudioTokens, build_sequence, label_counts
+from higgsc.train.rows.sequence import AudioTokens, build_sequence, label_counts
 
 from .conftest import MakeSample
 

@@ -10,13 +10,13 @@ from higgsc.contract.heartbeat import read_heartbeat
 from higgsc.contract.jobs import BatchJob, CheckpointJob, LossJob, MeshJob, OptimizerJob
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.store import Store
-from higgsc.train.batches import BatchPlan, pack
-from higgsc.train.checkpoint import list_checkpoints
-from higgsc.train.loss import LossModule
-from higgsc.train.mesh import Mesh
-from higgsc.train.model import load_base
-from higgsc.train.sequence import AudioTokens, build_sequence
-from higgsc.train.validate import validation_losses
+from higgsc.train.checkpoints.checkpoint import list_checkpoints
+from higgsc.train.model.build import load_base
+from higgsc.train.objective.loss import LossModule
+from higgsc.train.objective.validate import validation_losses
+from higgsc.train.parallel.mesh import Mesh
+from higgsc.train.rows.batches import BatchPlan, pack
+from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 from .conftest import Project
 

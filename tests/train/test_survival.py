@@ -25,13 +25,13 @@ from higgsc.contract.receipts import read_receipt
 from higgsc.contract.state import StepState, read_state
 from higgsc.data.store import Store
 from higgsc.train import training
-from higgsc.train.batches import BatchPlan
-from higgsc.train.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint, verify_checkpoint
-from higgsc.train.guard import SKIPPED_FILE
-from higgsc.train.mesh import STEP_TIMEOUT, step_timeout
-from higgsc.train.model import adapter_parameters, add_lora
-from higgsc.train.shelf import find_newest_whole, prune_checkpoints, recover_checkpoints
-from higgsc.train.watchdog import Watchdog
+from higgsc.train.checkpoints.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint, verify_checkpoint
+from higgsc.train.checkpoints.shelf import find_newest_whole, prune_checkpoints, recover_checkpoints
+from higgsc.train.faults.guard import SKIPPED_FILE
+from higgsc.train.faults.watchdog import Watchdog
+from higgsc.train.model.build import adapter_parameters, add_lora
+from higgsc.train.parallel.mesh import STEP_TIMEOUT, step_timeout
+from higgsc.train.rows.batches import BatchPlan
 
 from .conftest import Project
 from .test_checkpoint import LORA, REF
@@ -391,8 +391,9 @@ def test_killed_at_any_moment_of_saving(tiny_adapter: PeftModel, tmp_path: Path)
 POISONED = """
 import os, sys
 from higgsc.cli import main
-from higgsc.train import checkpoint, training
-from higgsc.train.loss import LossModule, LossSums
+from higgsc.train.checkpoints import checkpoint
+from higgsc.train import training
+from higgsc.train.objective.loss import LossModule, LossSums
 
 forward, seed, save = LossModule.forward, training.seed_dropout, checkpoint.save_file
 now = []

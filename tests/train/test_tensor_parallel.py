@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from higgsc.contract.jobs import BatchJob, CheckpointJob, MeshJob
-from higgsc.train.tensor_parallel import Placement, placement
+from higgsc.train.parallel.tensor import Placement, placement
 
 from .conftest import Project
 from .ranks import errors, torchrun, train

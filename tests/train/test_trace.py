@@ -30,11 +30,11 @@ from higgsc.compiler.passes.memory import estimate_of, setup_of
 from higgsc.contract.jobs import BatchJob, LoraJob, TrainJob
 from higgsc.data.layout import Segments
 from higgsc.data.store import StoreWriter
-from higgsc.train.batches import pack
-from higgsc.train.loss import LossModule
-from higgsc.train.model import add_lora
-from higgsc.train.sequence import AudioTokens
-from higgsc.train.trace import Lengths, _config, _sequence, peak
+from higgsc.train.model.build import add_lora
+from higgsc.train.objective.loss import LossModule
+from higgsc.train.prediction.trace import Lengths, _config, _sequence, peak
+from higgsc.train.rows.batches import pack
+from higgsc.train.rows.sequence import AudioTokens
 
 from .conftest import Project
 

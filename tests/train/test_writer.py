@@ -13,9 +13,10 @@ import torch
 
 from higgsc.contract.jobs import CheckpointJob
 from higgsc.contract.outcome import ExitCode, Interrupted, StepError
-from higgsc.train import checkpoint, saving, training
-from higgsc.train.checkpoint import list_checkpoints
-from higgsc.train.writer import BackgroundWriter, HostCopy
+from higgsc.train import training
+from higgsc.train.checkpoints import checkpoint, saving
+from higgsc.train.checkpoints.checkpoint import list_checkpoints
+from higgsc.train.checkpoints.writer import BackgroundWriter, HostCopy
 
 from .conftest import Project
 from .test_resume import long_job, outcome, stop_at_vote  # noqa: F401

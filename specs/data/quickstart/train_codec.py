@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from higgsc.catalog.codec import HOP_LENGTH, SAMPLE_RATE
 from higgsc.data.codec import audio_tokenizer_class
-from higgsc.train.builtin import codec as builtin
+from higgsc.train.model.builtin import codec as builtin
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
 VARIANTS = ("ar+m3", "ar+m7", "ar+f1", "ar+Annie", "ar+m1", "ar+m5", "ar+f2", "ar+f4", "ar")

@@ -1,0 +1,1 @@
+"""What goes wrong in a training, and what is done about it."""

@@ -1,0 +1,1 @@
+"""The frozen base, the adapter on it, and how its layers run."""

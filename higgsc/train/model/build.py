@@ -1,0 +1,170 @@
+"""The frozen base and the adapter on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from safetensors import SafetensorError
+from torch import nn
+from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
+
+from higgsc.catalog.adapter import AdapterShape
+from higgsc.contract.jobs import LoraJob, ModelRef
+from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.data.loading import first_line
+from higgsc.train.model.builtin import resolve_base
+from higgsc.train.seeds import Purpose, torch_seed
+
+MODEL_TYPE = HiggsAudioV2Config.model_type
+
+
+def load_base(ref: ModelRef, *, root: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load the base with its text head, onto a device.
+
+    A folder is looked for below `root` (the project root), then as the name stands.
+
+    The text head has to be asked for on every load: the checkpoint's configuration does not say that there is one,
+    and a model loaded without it also loses it on saving.
+
+    Returns:
+        A `HiggsAudioV2ForConditionalGeneration` in evaluation mode, attention by `scaled_dot_product_attention`.
+
+    Raises:
+        StepError: If the checkpoint cannot be read (66), is another model, or lacks weights. transformers itself
+            fills in what is missing at random and only warns, and a checkpoint in the original implementation's
+            format lacks its audio embeddings and heads under transformers' names.
+    """
+    base = str(resolve_base(ref.base, root=root))
+    options: dict[str, Any] = {} if ref.revision is None else {"revision": ref.revision}
+    try:
+        config, _ = HiggsAudioV2Config.get_config_dict(base, **options)
+        _check_model_type(ref, config.get("model_type"))
+        model, info = HiggsAudioV2ForConditionalGeneration.from_pretrained(
+            base,
+            use_text_head=True,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            device_map=str(device),
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, SafetensorError) as error:
+        raise StepError(
+            f"cannot load the base `{ref.base}`: {first_line(error)}",
+            code=ExitCode.MISSING_INPUT,
+            help="name a folder, `builtin:tiny`, or a hub id that this machine can reach or has in its cache",
+        ) from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(map(str, info[problem]))
+        if keys:
+            raise StepError(
+                f"the base `{ref.base}` does not fit the model: {len(keys)} {problem.replace('_', ' ')}, "
+                f"such as {', '.join(keys[:3])}",
+                help="it must hold every weight of transformers' HiggsAudioV2ForConditionalGeneration, text head too",
+            )
+    return model.eval()
+
+
+def _check_model_type(ref: ModelRef, found: object) -> None:
+    if found == MODEL_TYPE:
+        return
+    original = found == "higgs_audio"
+    raise StepError(
+        f"the base `{ref.base}` is a checkpoint of type `{found}`, not `{MODEL_TYPE}`",
+        help="this is the original implementation's format; use a revision in transformers' format"
+        if original
+        else "name a Higgs Audio v2 checkpoint in transformers' format",
+    )
+
+
+def add_lora(model: nn.Module, job: LoraJob, seed: int) -> PeftModel:
+    """Put fresh adapters on the linear modules that the job names, and freeze everything else.
+
+    What is trained is float32 whatever the base is. Adapters start as a no-op (B is zero; DoRA's magnitudes are the
+    lengths of the rows), the same for the same seed on every process.
+
+    Raises:
+        StepError: If the targets match no module, or another number of modules or parameters than the job
+            predicts: then the base is not the one that the spec was compiled for.
+    """
+    config = LoraConfig(
+        r=job.rank,
+        lora_alpha=job.alpha,
+        lora_dropout=job.dropout,
+        target_modules=list(job.targets),
+        modules_to_save=list(job.full) or None,
+        rank_pattern=dict(job.rank_pattern),
+        alpha_pattern=dict(job.alpha_pattern),
+        use_rslora=job.scaling == "rslora",
+        use_dora=job.dora,
+        bias="none",
+    )
+    device = next(model.parameters()).device
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(torch_seed(seed, Purpose.ADAPTER))
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+    except ValueError as error:
+        raise StepError(
+            f"lora targets {', '.join(job.targets)} match no module of the base: {error}",
+            help="targets are module paths or suffixes of them, such as self_attn.q_proj or audio_mlp.up_proj",
+        ) from error
+
+    _in_float32(adapted)
+    modules = sum(isinstance(module, LoraLayer) for module in adapted.modules())
+    parameters = sum(math.prod(parameter.shape) for parameter in adapter_parameters(adapted).values())
+    if (modules, parameters) != (job.module_count, job.trainable_parameters):
+        raise StepError(
+            f"lora matches {modules} modules with {parameters:,} parameters in the base, "
+            f"but the job predicts {job.module_count} with {job.trainable_parameters:,}",
+            help="the base differs from the one that the spec was compiled for; check `model.base` and build again",
+        )
+    return adapted
+
+
+@torch.no_grad()
+def _in_float32(model: PeftModel) -> None:
+    """Where PEFT stays at the base's number format: modules that are trained whole, and the start of DoRA.
+
+    Row lengths of a bfloat16 base that are rounded to bfloat16 themselves would change its outputs before the first
+    step, by up to 0.4 %.
+    """
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.modules_to_save.float()
+        elif isinstance(module, LoraLayer):
+            for magnitude in module.lora_magnitude_vector.values():
+                lengths = torch.linalg.norm(module.get_base_layer().weight.float(), dim=1)
+                magnitude.weight = nn.Parameter(lengths)
+
+
+def adapter_shape(job: LoraJob) -> AdapterShape:
+    """Where a job's adapters are and how large, as the catalog counts them."""
+    return AdapterShape(
+        targets=job.targets,
+        rank=job.rank,
+        rank_pattern=tuple(job.rank_pattern.items()),
+        dropout=job.dropout,
+        dora=job.dora,
+        full=job.full,
+    )
+
+
+def names_in_file(model: PeftModel, names: Iterable[str]) -> dict[str, str]:
+    """What PEFT calls trained parameters in its file, by their names in the model."""
+    numbered = {name: torch.tensor(number) for number, name in enumerate(names)}
+    renamed = get_peft_model_state_dict(model, state_dict=numbered, save_embedding_layers=False)
+    in_file = {int(number): name for name, number in renamed.items()}
+    return {name: in_file[number] for number, name in enumerate(numbered)}
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters by name, in the model's order."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,0 +1,367 @@
+"""Training on several processes: a mesh of `replicate` by `shard` by `tensor`.
+
+Gradients are sums, never averages, because the objective already carries the label counts of the whole global
+batch (see `objective/loss.py`).
+
+With `shard` 1 every process holds the whole base, and all that moves is one all-reduce of the adapter's gradients
+per optimizer step. FSDP2 would do as well, but with a shard group of one process it still copies the frozen base
+into its unsharded buffers (torch 2.13, `_fsdp_param_group.py`). With `shard` above 1, FSDP2 shards each decoder
+layer, and the rest as one more unit, within a shard group, and all-reduces gradients between the groups.
+
+With `tensor` above 1, the layers are divided first (`tensor.py`); what a process then holds is an ordinary
+parameter to everything above. The processes of a tensor group have neighbouring ranks, so they are on one machine, see
+the same samples, and draw the same dropout. What is said of data below means the processes across these groups.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from higgsc.contract.jobs import MeshJob
+from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.train.objective.loss import LossModule
+from higgsc.train.parallel.collectives import TensorGroup
+from higgsc.train.parallel.tensor import Placement, divide_layers, part, placement
+
+START_TIMEOUT = timedelta(minutes=30)
+"""How long processes wait for one another at the start: one may still be downloading the base."""
+STEP_TIMEOUT = "HIGGSC_STEP_TIMEOUT"
+"""Environment variable: seconds that they wait from the first step on, 300 if not set. One that hangs longer fails the
+training on all of them."""
+_FAILED = -1
+
+
+class Mesh:
+    """The processes of a training; with one process, everything here is a no-op.
+
+    Attributes:
+        device: Where this process computes.
+        rank: Number of this process.
+        world_size: Processes.
+        data_rank: Number of the samples' share that this process trains on, with the rest of its tensor group.
+        data_size: Shares: replicate x shard.
+    """
+
+    def __init__(self, job: MeshJob, *, device: torch.device, rank: int, devices: DeviceMesh | None) -> None:
+        self.device, self.rank, self.world_size = device, rank, job.processes
+        self.data_rank, self.data_size = rank // job.tensor, job.data_parallel
+        self._devices = devices
+        self._sharded = job.shard > 1
+        self._data_devices = None if devices is None else devices["replicate", "shard"]
+        self._data_group: dist.ProcessGroup | None = None  # all processes
+        self._tensor: TensorGroup | None = None
+        if job.tensor > 1:
+            assert devices is not None
+            assert self._data_devices is not None
+            self._data_group = self._data_devices._flatten("data").get_group()
+            group = devices.get_group("tensor")
+            self._tensor = TensorGroup(group, rank % job.tensor, job.tensor, job.sequence)
+
+    @classmethod
+    def single(cls, device: torch.device) -> Mesh:
+        """A mesh of this process alone."""
+        return cls(MeshJob(replicate=1, shard=1), device=device, rank=0, devices=None)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes and reports."""
+        return self.rank == 0
+
+    @property
+    def in_step(self) -> bool:
+        """Whether a forward pass of one process needs those of others at the same time."""
+        return self._sharded or self._tensor is not None
+
+    def divide(self, module: LossModule) -> None:
+        """Divide a module's layers within tensor groups, in place; the first thing to do with them.
+
+        Raises:
+            StepError: If the tensor group does not divide the layers.
+        """
+        if self._tensor is not None:
+            divide_layers(module.causal, self._tensor)
+
+    def distribute(self, module: LossModule) -> None:
+        """Shard a module's parameters, in place; to be done after `divide`, before an optimizer sees them."""
+        if not self._sharded:
+            return
+        for layer in module.causal.model.layers:
+            fully_shard(layer, mesh=self._data_devices)
+        fully_shard(module, mesh=self._data_devices)
+        register_fsdp_forward_method(module, "generate")
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss to call `backward` on; undoes the average that FSDP2 takes over the processes."""
+        # FSDP2's own switch for sums, set_gradient_divide_factor, needs an operation that gloo lacks.
+        return loss * self.data_size if self._sharded else loss
+
+    def accumulate(self, module: nn.Module, *, last: bool) -> None:
+        """Say before a micro-batch whether it is the last of its optimizer step: only then do gradients move."""
+        if self._sharded:
+            assert isinstance(module, FSDPModule), "distribute the module first"
+            module.set_requires_gradient_sync(last)
+
+    def reduce_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Sum the gradients over the processes, after the last micro-batch, whatever FSDP2 has not summed.
+
+        Args:
+            parameters: The trainable ones, by their names in the model.
+        """
+        if not self._sharded and self.data_size > 1:
+            _all_reduce(_gradients(parameters.values()), self._data_group)
+        if self._tensor is None:
+            return
+        whole = {name: parameter for name, parameter in parameters.items() if self._placement(name).dim is None}
+        gradients = _gradients(whole.values())
+        for name, gradient in zip(whole, gradients, strict=True):
+            if not self._placement(name).partial:
+                # The same on each process of the group, or nearly: the mean keeps their parameters the same.
+                gradient.div_(self._tensor.size)
+        _all_reduce(gradients, self._tensor.group)
+
+    def clip_gradients(self, parameters: Mapping[str, nn.Parameter], max_norm: float) -> Tensor:
+        """Scale gradients down to an L2 norm of `max_norm` over all parameters, each counted once over the processes.
+
+        Args:
+            parameters: The trainable ones, by their names in the model; their gradients have been summed.
+            max_norm: The largest norm that is left as it is.
+
+        Returns:
+            The norm before, a scalar on the parameters' device; not finite if any gradient is not.
+        """
+        if self._tensor is None:
+            return _full(nn.utils.clip_grad_norm_(parameters.values(), max_norm))
+        norms: dict[bool, Tensor] = {}
+        for divided in (False, True):
+            named = [p.grad for name, p in parameters.items() if (self._placement(name).dim is not None) is divided]
+            norms[divided] = _full(nn.utils.get_total_norm([gradient for gradient in named if gradient is not None]))
+        norm = (norms[False].square() + self._tensor.summed(norms[True].square())).sqrt()
+        torch._foreach_mul_(_gradients(parameters.values()), (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum a tensor over the shares of the data."""
+        return values if self.data_size == 1 else _reduced(values, dist.ReduceOp.SUM, self._data_group)
+
+    def minimum(self, values: Tensor) -> Tensor:
+        """Element-wise minimum of a tensor over the processes."""
+        return values if self.world_size == 1 else _reduced(values, dist.ReduceOp.MIN)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process; every process has to ask."""
+        if self.world_size == 1:
+            return flag
+        return bool(_reduced(torch.tensor(int(flag), device=self.device), dist.ReduceOp.MAX))
+
+    def gather(self, values: Tensor) -> list[list[float]]:
+        """The values `[n]` of every share of the data, in order; every process has to ask."""
+        if self.data_size == 1:
+            return [values.tolist()]
+        parts = [torch.empty_like(values) for _ in range(self.data_size)]
+        dist.all_gather(parts, values, group=self._data_group)
+        return [part.tolist() for part in parts]
+
+    def gather_rows(self, values: Tensor) -> Tensor:
+        """The rows `[n, ...]` of all shares of the data, `[N, ...]`, with gradient; every process has to ask."""
+        if self.data_size == 1:
+            return values
+        rows: Tensor = _GatherRows.apply(values, self.data_rank, self.data_size, self._data_group)  # type: ignore[no-untyped-call]
+        return rows
+
+    def on_first(self, work: Callable[[], int]) -> int:
+        """Let the first process do something while the others wait; every process gets its answer, 0 or above.
+
+        Raises:
+            StepError: On the others, if it failed on the first, which raises its own error.
+        """
+        if self.world_size == 1:
+            return work()
+        answer = torch.tensor(_FAILED, device=self.device)
+        if self.is_first:
+            try:
+                answer.fill_(work())
+            except BaseException:
+                dist.broadcast(answer, 0)
+                raise
+        dist.broadcast(answer, 0)
+        if int(answer) == _FAILED:
+            raise StepError("the first process failed; its message says why", code=ExitCode.IO)
+        return int(answer)
+
+    def whole(self, name: str, tensor: Tensor) -> Tensor:
+        """The full value of the parameter of that name, or of a moment of it, on its device; all processes have to ask.
+
+        A process that holds all of it gets it without a copy.
+        """
+        value = _full(tensor.detach())
+        dim = self._placement(name).dim
+        if dim is not None and self._tensor is not None:
+            value = self._tensor.gathered(value, dim)
+        return value
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """What this process holds of a parameter."""
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+    def shape(self, name: str, parameter: Tensor) -> torch.Size:
+        """The full shape of a parameter."""
+        sizes = list(parameter.shape)
+        dim = self._placement(name).dim
+        if dim is not None and self._tensor is not None:
+            sizes[dim] *= self._tensor.size
+        return torch.Size(sizes)
+
+    def part(self, name: str, whole: Tensor, like: Tensor) -> Tensor:
+        """What this process holds of a full value, where it lies like that parameter: the inverse of `whole`."""
+        value = whole.to(self.device)
+        if self._tensor is not None:
+            value = part(value, self._placement(name), self._tensor)
+        if isinstance(like, DTensor):
+            return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+        return value
+
+    def expect_steps(self) -> None:
+        """From here on the processes work at one pace, so that one that hangs is noticed soon."""
+        if self._devices is None:
+            return
+        names = self._devices.mesh_dim_names or ()
+        for group in (None, self._data_group, *(self._devices.get_group(name) for name in names)):
+            _set_pg_timeout(step_timeout(), group)
+
+    def _placement(self, name: str) -> Placement:
+        if self._tensor is None:
+            return Placement(None, partial=False)
+        return placement(name, sequence=self._tensor.sequence)
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """What this process holds of the gradients."""
+    gradients = [parameter.grad for parameter in parameters]
+    found = [gradient for gradient in gradients if gradient is not None]
+    assert len(found) == len(gradients), "every trained parameter takes part in every batch"
+    return [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in found]
+
+
+def _all_reduce(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
+    """Sum tensors in place, all at once."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat, group=group)
+    for tensor, summed in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(summed.view_as(tensor))
+
+
+def _reduced(values: Tensor, operation: dist.ReduceOp.RedOpType, group: dist.ProcessGroup | None = None) -> Tensor:
+    result = values.clone()
+    dist.all_reduce(result, operation, group=group)
+    return result
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather; what comes back for a row is the sum of what all processes have for it."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rank: int, size: int, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        ctx.own = slice(rank * len(values), (rank + 1) * len(values))
+        parts = [torch.empty_like(values) for _ in range(size)]
+        dist.all_gather(parts, values.contiguous(), group=group)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        summed = gradient.contiguous().clone()
+        dist.all_reduce(summed, group=ctx.group)
+        return summed[ctx.own], None, None, None
+
+
+@contextmanager
+def open_mesh(job: MeshJob, device_type: str, *, rank: int, world_size: int) -> Iterator[Mesh]:
+    """Join the processes that torchrun started (`gloo` on CPUs, `nccl` on GPUs), and leave them at the end.
+
+    Raises:
+        StepError: If there are more or fewer processes than the mesh needs, or if there is no GPU to use.
+    """
+    if job.processes != world_size:
+        sizes = f"replicate({job.replicate}) * shard({job.shard})"
+        sizes += f" * tensor({job.tensor})" if job.tensor > 1 else ""
+        raise StepError(
+            f"{sizes} = {job.processes} != {world_size} process{'es' if world_size > 1 else ''}",
+            code=ExitCode.USAGE,
+            help=f"start it with torchrun and {job.processes} processes in all",
+        )
+    device = _pick_device(device_type)
+    if world_size == 1:
+        yield Mesh.single(device)
+        return
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=START_TIMEOUT)
+    try:
+        yield Mesh(job, device=device, rank=rank, devices=device_mesh(job, device_type))
+    finally:
+        dist.destroy_process_group()
+
+
+def device_mesh(job: MeshJob, device_type: str) -> DeviceMesh:
+    """The processes as an array; ranks of a tensor group are neighbours. Needs the default process group."""
+    sizes = {"replicate": job.replicate, "shard": job.shard, "tensor": job.tensor}
+    return init_device_mesh(device_type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+
+
+def step_timeout() -> timedelta:
+    """How long processes wait for one another from the first step on.
+
+    Raises:
+        StepError: If the environment says something that is no time.
+    """
+    value = os.environ.get(STEP_TIMEOUT, "300")
+    try:
+        timeout = timedelta(seconds=float(value))
+    except (ValueError, OverflowError):
+        timeout = timedelta(0)
+    if timeout < timedelta(seconds=1):
+        raise StepError(
+            f"{STEP_TIMEOUT} is `{value}`, which is not a number of seconds above 1",
+            code=ExitCode.USAGE,
+            help=f"unset it, or write {STEP_TIMEOUT}=300",
+        )
+    return timeout
+
+
+def lost_contact(error: RuntimeError) -> bool:
+    """Whether an error means that another process is gone or has not answered in time; backends have no type for it."""
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "TCPStore"))
+
+
+def _pick_device(device_type: str) -> torch.device:
+    if device_type == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise StepError(
+            "the job trains on GPUs, but torch sees none on this machine",
+            code=ExitCode.MISSING_INPUT,
+            help="submit it to a machine with GPUs, or build the spec for CPUs",
+        )
+    local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise StepError(
+            f"process {local_rank} of this machine has no GPU of its own: torch sees {gpus}",
+            code=ExitCode.MISSING_INPUT,
+            help="start one process per GPU",
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,304 @@
+"""The memory of a training, traced without a GPU and without weights.
+
+    python -m higgsc.train.prediction.trace TRACE.json
+
+Builds what the train step builds (transformers' class, the adapter, the loss module, the mesh, AdamW) from fake
+tensors, which have shapes but no data, and runs two optimizer steps on a packed row of samples of given lengths.
+Every operation's result is counted while it is alive. A fake process group stands for the other processes, so that
+sharding is traced at its real size.
+
+A model of a few layers is traced at two depths; what lies between them is the cost of a layer, and the full depth
+follows, because every layer is the same: for each phase of a step by itself, and the largest of them is the peak.
+
+What fake tensors cannot show: the data-dependent shapes of boolean indexing are supplied, the block
+mask is allocated but not computed, and kernels' private workspaces, the CUDA context and the allocator's
+fragmentation are not seen. The tracing device is the CPU, whose attention kernel saves what the memory-efficient
+CUDA kernel saves: query, key, value, the mask in the query's number format, output and log-sum-exp.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
+from transformers.models.higgs_audio_v2 import modeling_higgs_audio_v2
+
+from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape, shape_of
+from higgsc.contract.jobs import LoraJob, TrainJob
+from higgsc.data.store import StoredSample
+from higgsc.train.model.build import adapter_parameters, adapter_shape, add_lora
+from higgsc.train.model.layers import run_layers
+from higgsc.train.objective.loss import LossModule, objective
+from higgsc.train.optimizer import adamw
+from higgsc.train.parallel.mesh import Mesh, device_mesh
+from higgsc.train.prediction.tracker import PARTS, Tracker
+from higgsc.train.rows.batches import PackedBatch, pack
+from higgsc.train.rows.sequence import TEXT_LABELS, AudioTokens, Sequence, build_sequence
+
+DEPTHS = (2, 3)
+"""Layers of the two models that are traced."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """One sample: frames of its two clips, and text tokens around them."""
+
+    reference: int
+    target: int
+    text: int
+
+
+def trace(job: TrainJob, lengths: Lengths, layers: int) -> dict[str, dict[str, int]]:
+    """Peak memory in bytes, by phase and part, of the job's training on a base cut down to `layers` layers.
+
+    Needs the default process group if the job has several processes.
+    """
+    shape = replace(shape_of(job.model.base), layers=layers)
+    config = _config(shape)
+    dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
+    with torch.device("meta"):
+        base = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True).to(dtype)
+        module = LossModule(add_lora(base.eval(), _cut(job.lora, shape), job.seed)).train()
+    # As eagerly as the layers are counted: compiled ones keep less. Fakes have no random state to put back.
+    tokens = AudioTokens.of(config)
+    real = pack([_sequence(lengths, shape, tokens)] * job.batch.micro_samples)
+    mesh = _mesh(job)  # reads ranks, so not from fake tensors
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        _fill(module)
+        batch = _faked(real, fake)
+        mesh.divide(module)
+        run_layers(module.causal.model.layers, job.model_copy(update={"compile": False}), redraws=False)
+        mesh.distribute(module)
+        parameters = adapter_parameters(module)
+        optimizer = adamw(list(parameters.values()), job.optimizer)
+        masks = {batch.audio_input_ids_mask: batch.audio_input_ids_mask.numel()}
+        tracker = Tracker(lambda: _owners(module, optimizer), masks, resized=job.mesh.shard > 1)
+        with tracker, _marked(module, tracker), _as_on_a_gpu():
+            for _ in range(2):  # AdamW's state exists from the second step on
+                _optimizer_step(job, mesh, module, parameters, optimizer, batch, tracker)
+    return tracker.peaks
+
+
+def _optimizer_step(
+    job: TrainJob,
+    mesh: Mesh,
+    module: LossModule,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: Any,
+    batch: PackedBatch,
+    tracker: Tracker,
+) -> None:
+    """As `higgsc.train.training.Training` does it; of many micro-batches, two show what all do."""
+    micro_batches = min(2, job.batch.accumulation)
+    bf16 = job.precision == "bf16"
+    for number in range(1, micro_batches + 1):
+        tracker.phase = "gather"
+        mesh.accumulate(module, last=number == micro_batches)
+        with torch.autocast("cpu", torch.bfloat16 if bf16 else None, enabled=bf16):
+            sums = module(batch)
+        loss = objective(sums, job.loss, audio_labels=1, text_labels=1)
+        tracker.phase = "backward"
+        mesh.scaled(loss).backward()  # type: ignore[no-untyped-call]
+    tracker.phase = "update"
+    mesh.reduce_gradients(parameters)
+    mesh.clip_gradients(parameters, job.optimizer.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _owners(module: LossModule, optimizer: Any) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that belong to a part whatever made them."""
+    for unit in module.modules():
+        if isinstance(unit, FSDPModule):
+            group = unit._get_fsdp_state()._fsdp_param_group
+            for managed in group.fsdp_params if group is not None else ():
+                for gathered in (*managed.all_gather_outputs, getattr(managed, "_unsharded_param", None)):
+                    if gathered is not None:
+                        yield "gathered", gathered
+                    for gradient in (getattr(gathered, "grad", None), managed.unsharded_accumulated_grad):
+                        if gradient is not None:
+                            yield "gradients", gradient
+                sharded = managed.sharded_param
+                yield ("adapter" if sharded.requires_grad else "base"), sharded
+                if sharded.grad is not None:
+                    yield "gradients", sharded.grad
+    for parameter in module.parameters():
+        if isinstance(parameter, DTensor) or not isinstance(module, FSDPModule):
+            yield ("adapter" if parameter.requires_grad else "base"), parameter
+        if parameter.grad is not None:
+            yield "gradients", parameter.grad
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                yield "optimizer", value
+
+
+@contextmanager
+def _marked(module: LossModule, tracker: Tracker) -> Iterator[None]:
+    """Tell the tracker what the decoder's forward pass saves."""
+
+    def switch(on: bool) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            tracker.in_decoder = on
+            tracker.phase = "decoder" if on else "loss"
+            if not on:
+                tracker.settle()
+
+        return hook
+
+    decoder = module.causal.model
+    handles = (decoder.register_forward_pre_hook(switch(True)), decoder.register_forward_hook(switch(False)))
+    try:
+        with saved_tensors_hooks(tracker.keep, lambda tensor: tensor):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _as_on_a_gpu() -> Iterator[None]:
+    """What differs from a GPU or cannot be computed from fakes.
+
+    The block mask of a packed row, `[1, 1, L, L]` of bools, is allocated without looking at the positions. Dropout
+    keeps a mask of bools, as CUDA's kernel does; the CPU's keeps scaled noise in the input's number format.
+    """
+
+    def mask(*, inputs_embeds: Tensor, **_: Any) -> Tensor:
+        length = inputs_embeds.shape[1]
+        return torch.empty((1, 1, length, length), dtype=torch.bool, device=inputs_embeds.device)
+
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return torch.native_dropout(input, p, training)[0]
+
+    with (
+        patch.object(modeling_higgs_audio_v2, "create_causal_mask", mask),
+        patch.object(nn.functional, "dropout", dropout),
+    ):
+        yield
+
+
+def _fill(module: nn.Module) -> None:
+    """Replace parameters and buffers on the meta device by fake ones on the CPU, in place."""
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+                part._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
+
+
+def _faked(batch: PackedBatch, mode: FakeTensorMode) -> PackedBatch:
+    tensors = {field.name: mode.from_tensor(getattr(batch, field.name)) for field in fields(batch)}
+    return replace(batch, **tensors)
+
+
+def _mesh(job: TrainJob) -> Mesh:
+    if job.mesh.processes == 1:
+        return Mesh.single(torch.device("cpu"))
+    return Mesh(job.mesh, device=torch.device("cpu"), rank=0, devices=device_mesh(job.mesh, "cpu"))
+
+
+def _cut(job: LoraJob, shape: HiggsAudioV2Shape) -> LoraJob:
+    """The adapter of a model with another number of layers."""
+    adapter = adapter_shape(job)
+    parameters = sum(adapter.parameters(shape).values())
+    return job.model_copy(update={"module_count": len(adapter.modules(shape)), "trainable_parameters": parameters})
+
+
+def _sequence(lengths: Lengths, shape: HiggsAudioV2Shape, tokens: AudioTokens) -> Sequence:
+    codes = [np.zeros((frames, shape.codebooks), np.uint16) for frames in (lengths.reference, lengths.target)]
+    prefix = np.zeros(lengths.text - TEXT_LABELS, np.int64)
+    sample = StoredSample(
+        id="traced",
+        speaker="",
+        prefix=prefix,
+        middle=np.zeros(1, np.int64),
+        suffix=np.zeros(TEXT_LABELS - 1, np.int64),
+        reference=codes[0],
+        target=codes[1],
+    )
+    return build_sequence(sample, tokens)
+
+
+def _config(shape: HiggsAudioV2Shape) -> HiggsAudioV2Config:
+    """The class's own token ids where the vocabulary holds them, and small ones where it does not."""
+    ids: dict[str, int] = {}
+    if shape.vocab_size <= HiggsAudioV2Config().audio_token_id:
+        ids = {
+            "audio_token_id": 10,
+            "audio_delay_token_id": 11,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
+    config = HiggsAudioV2Config(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.attention_heads,
+        num_key_value_heads=shape.key_value_heads,
+        head_dim=shape.head_dim,
+        num_codebooks=shape.codebooks,
+        codebook_size=shape.codebook_size,
+        **ids,
+    )
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def peak(job: TrainJob, lengths: Lengths) -> dict[str, int]:
+    """Peak memory in bytes, by part, of a process of the job's training; the other processes are fake."""
+    world = job.mesh.processes
+    if world > 1:
+        dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
+    try:
+        shallow, deep = (trace(job, lengths, layers) for layers in DEPTHS)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+    layers = shape_of(job.model.base).layers
+    # Phase by phase: what is the peak of a shallow model, such as gathering the embeddings, may be none of a deep one.
+    phases = [extrapolate(shallow[phase], deep[phase], layers) for phase in shallow]
+    return max(phases, key=lambda parts: sum(parts.values()))
+
+
+def extrapolate(shallow: Mapping[str, int], deep: Mapping[str, int], layers: int) -> dict[str, int]:
+    """Bytes by part at `layers` layers, on the straight line through the two traced depths."""
+    span = DEPTHS[1] - DEPTHS[0]
+    return {part: shallow[part] + (deep[part] - shallow[part]) * (layers - DEPTHS[0]) // span for part in PARTS}
+
+
+def main(path: Path) -> None:
+    """Print as JSON what a file asks for: a list of `{"train": job, "reference": …, "target": …, "text": …}`."""
+    torch.set_num_threads(1)
+    traced = []
+    for request in json.loads(path.read_text("utf-8")):
+        lengths = Lengths(**{name: request[name] for name in ("reference", "target", "text")})
+        full = peak(TrainJob.model_validate(request["train"]), lengths)
+        traced.append({"parts": full, "total": sum(full.values())})
+    print(json.dumps(traced))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

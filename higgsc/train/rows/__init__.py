@@ -1,0 +1,1 @@
+"""Samples of the store to rows for the model: order, sequence, packing."""
