@@ -22,6 +22,8 @@ class Build:
     sources: tuple[SourceFile, ...]
     overrides: tuple[str, ...] = ()
     """What the command line set: `key.path=value`."""
+    of_sweep: bool = False
+    """Whether it is one point of a sweep, whose scripts Slurm may run as tasks of an array."""
 
     def root_from(self, folder: str) -> str:
         """The project root as seen from a folder of the build."""
@@ -31,6 +33,12 @@ class Build:
 def builds_of(compilation: Compilation) -> tuple[Build, ...]:
     """One build for each point of the spec's sweep; one for a spec without."""
     return tuple(
-        Build(plan=made.plan, ir=made.ir, sources=compilation.sources, overrides=compilation.overrides)
+        Build(
+            plan=made.plan,
+            ir=made.ir,
+            sources=compilation.sources,
+            overrides=compilation.overrides,
+            of_sweep=len(compilation.compiled) > 1,
+        )
         for made in compilation.compiled
     )

@@ -16,7 +16,7 @@ def slurm(build: Build) -> dict[str, str]:
     """Emit the job scripts and the script that submits them."""
     plan = build.plan
     scripts = {step.name: f"slurm/{step.name}.sbatch" for step in plan.steps}
-    files = {scripts[step.name]: _script(plan, step, f"{plan.build}/{scripts[step.name]}") for step in plan.steps}
+    files = {scripts[step.name]: _script(build, step, f"{plan.build}/{scripts[step.name]}") for step in plan.steps}
     files["slurm/submit.sh"] = render(
         "slurm/submit.sh.j2",
         plan=plan,
@@ -34,7 +34,8 @@ def slurm(build: Build) -> dict[str, str]:
     return files
 
 
-def _script(plan: Plan, step: Step, path: str) -> str:
+def _script(build: Build, step: Step, path: str) -> str:
+    plan = build.plan
     variables = environment(step, plan.site)
     return render(
         "slurm/step.sbatch.j2",
@@ -46,6 +47,8 @@ def _script(plan: Plan, step: Step, path: str) -> str:
         variables=variables,
         command=_command(plan, step, [*variables, *plan.secrets]),
         requeues=plan.site.max_requeues if plan.site.chain == 1 else 0,
+        in_arrays=build.of_sweep or step.tasks > 1,
+        job=Shell('"$job"' if build.of_sweep or step.tasks > 1 else '"$SLURM_JOB_ID"'),
     )
 
 

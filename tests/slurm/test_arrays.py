@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from higgsc.emit.build import builds_of
+from higgsc.emit.emitters import emit_all
 from higgsc.emit.points import sweep_files
 from tests.slurm.cluster import Cluster
 from tests.slurm.project import SPEC, until
@@ -51,6 +53,15 @@ def test_each_step_is_an_array_with_a_task_for_every_point(tmp_path: Path) -> No
         "aftercorr:$train",
         "aftercorr:$merge",
     ]
+
+
+def test_scripts_of_points_know_tasks_of_arrays_and_others_do_not(tmp_path: Path) -> None:
+    single, *_ = (emit_all(build) for build in builds_of(compiled(tmp_path, {}, SPEC)))
+    point, *_ = (emit_all(build) for build in builds_of(compiled(tmp_path, {})))
+    assert "SLURM_ARRAY" not in single["slurm/train.sbatch"]
+    assert 'scontrol requeue "$SLURM_JOB_ID"' in single["slurm/train.sbatch"]
+    assert "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}" in point["slurm/train.sbatch"]
+    assert 'scontrol requeue "$job"' in point["slurm/train.sbatch"]
 
 
 def test_without_a_limit_all_points_may_run_at_once(tmp_path: Path) -> None:
