@@ -104,6 +104,7 @@ TRAINING = "training: {{steps: 100, global_batch: {{samples: 8}}, learning_rate:
         ("lora.rnk: 3", "did you mean `lora.rank`? keys are nested: write `lora: {rank: …}`"),
         ("training.samples: 3", "did you mean `training.global_batch.samples` or `training.micro_batch.samples`? keys"),
         ("a.b: 3", "keys are nested here, as in `lora: {rank: 16}`"),
+        ("lora: {checkpoints: 3}", "did you mean `checkpoint` at the top level?"),
         ("learning_rat: 3", "did you mean `training.learning_rate`?"),
         ("lora: {samples: 3}", "did you mean `training.global_batch.samples` or `training.micro_batch.samples` or"),
         ("lora: {seed: 3}", "`seed` belongs at the top level: take the indentation away"),

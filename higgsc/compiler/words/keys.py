@@ -107,7 +107,8 @@ def unknown_key(tree: Node, path: NodePath) -> Unknown:
         return say(None if taken else (*parent, match), f"did you mean `{match}`?", fix=renamed)
     if match := closest(name, homes(), cutoff=0.8):
         found = list(homes()[match])
-        return say(found[0], f"did you mean {_or_paths(found)}?")
+        where = " at the top level" if parent and len(found[0]) == len(found) == 1 else ""
+        return say(found[0], f"did you mean {_or_paths(found)}{where}?")
     return say(None, None, notes=(f"known here: {', '.join(known)}",))
 
 
