@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import gcd
 
-from higgsc.catalog.costs import Memory, Sample, Setup, flops_per_token, memory
+from higgsc.catalog.arithmetic import flops_per_token
 from higgsc.catalog.gpus import Gpu
+from higgsc.catalog.memory import Memory, memory
+from higgsc.catalog.setup import Sample, Setup
 
 RESERVE = 0.1
 """Share of the GPU's memory that is kept free, an allowance and not a measurement: for the CUDA context, NCCL's

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from higgsc.catalog.costs import Sample, memory
 from higgsc.catalog.estimate import UTILISATION, duration, estimate, fits, largest_batch, rounded, speed, usable
 from higgsc.catalog.gpus import GPUS
+from higgsc.catalog.memory import memory
+from higgsc.catalog.setup import Sample
 
-from .test_costs import COMPREHENSIVE, setup
+from .setups import COMPREHENSIVE, setup
 
 ADAPTED = setup(targets=COMPREHENSIVE)
 LONG = Sample.of_seconds(30, 30)

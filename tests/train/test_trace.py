@@ -1,4 +1,4 @@
-"""The closed forms of `higgsc.catalog.costs` against the trainer: traced on fakes, and run for real on a tiny base.
+"""The closed forms of `higgsc.catalog` against the trainer: traced on fakes, and run for real on a tiny base.
 
 Three counts of the same bytes have to agree: the closed form, the trace (`higgsc plan --verify`), and, where a CPU can
 carry it out, the train step itself under a counter that shares no code with the other two.
@@ -21,8 +21,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import HiggsAudioV2ForConditionalGeneration
 
 from higgsc.catalog.adapter import AdapterShape
-from higgsc.catalog.costs import Sample, Setup, flops_per_token, memory
+from higgsc.catalog.arithmetic import flops_per_token
 from higgsc.catalog.higgs_audio_v2 import TINY
+from higgsc.catalog.memory import memory
+from higgsc.catalog.setup import Sample, Setup
 from higgsc.cli.plan import TOLERANCE
 from higgsc.compiler.compile import compile_spec
 from higgsc.compiler.ir import Ir

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from higgsc.catalog.costs import Sample
 from higgsc.catalog.estimate import fits
+from higgsc.catalog.setup import Sample
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.passes.memory import gpu_of, setup_of

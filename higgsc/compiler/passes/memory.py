@@ -6,9 +6,9 @@ from bisect import bisect_left
 from dataclasses import replace
 from math import ceil
 
-from higgsc.catalog.costs import Checkpointing, Sample, Setup
 from higgsc.catalog.estimate import RESERVE, TYPICAL_SECONDS, Estimate, estimate, fits, with_shards, with_tensor
 from higgsc.catalog.gpus import Gpu, find_gpu
+from higgsc.catalog.setup import Checkpointing, Sample, Setup
 from higgsc.compiler.adapter import adapter_of
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.ir import Ir

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from higgsc.catalog.arithmetic import flops_per_token
 from higgsc.catalog.codec import EXTRA_ROWS_PER_CLIP, FRAMES_PER_SECOND
-from higgsc.catalog.costs import Setup, flops_per_token
 from higgsc.catalog.gpus import gpu_by_driver_name
 from higgsc.catalog.higgs_audio_v2 import shape_of
+from higgsc.catalog.setup import Setup
 from higgsc.contract.jobs import TrainJob
 from higgsc.data.store import Store
 from higgsc.train.model.build import adapter_shape

@@ -1,4 +1,4 @@
-"""What a training costs in memory and arithmetic: closed forms over a model's shape.
+"""What a training costs in memory: closed forms over a model's shape.
 
 The formulas follow the trainer as it is (transformers' layers run eagerly, PEFT adapters in float32, autocast to
 bfloat16, packed rows, attention by `scaled_dot_product_attention` with a dense block mask). They were read off a trace
@@ -12,145 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cache, cached_property
+from functools import cache
 from math import prod
 from typing import Literal
 
-from higgsc.catalog.adapter import AdapterShape
-from higgsc.catalog.codec import DELAY_ROWS, EXTRA_ROWS_PER_CLIP, FRAMES_PER_SECOND
 from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape
-
-TEXT_TOKENS_PER_SECOND = 8.0
-"""Assumption: text tokens for one second of speech, chat template included. With the codec's 25 frames that makes 33
-tokens a second, the middle of the 30 to 40 that transcripts in several languages come to; the prepare step counts the
-real ones."""
+from higgsc.catalog.setup import Sample, Setup
 
 _FP32 = 4
 _LAYERS = "model.layers."
 _SHARED_INPUT = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}
 
-Checkpointing = Literal["none", "selective", "full"]
-"""What layers keep for the backward pass: everything, their dear products, their input alone."""
-
 Route = Literal["all", "text", "audio"]
 """Tokens that pass through a module: those of the row, or those of one of the two feed-forward networks."""
 _ROUTES: tuple[Route, ...] = ("all", "text", "audio")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """The length of a voice-cloning sample."""
-
-    reference: int
-    """Frames of the reference."""
-    target: int
-    """Frames of the target."""
-    text: int
-    """Text tokens around them."""
-
-    @classmethod
-    def of_seconds(cls, reference: float, target: float) -> Sample:
-        """From seconds of speech, with the codec's frame rate and `TEXT_TOKENS_PER_SECOND`."""
-        frames = [max(1, round(seconds * FRAMES_PER_SECOND)) for seconds in (reference, target)]
-        # At least the tokens that every sample has: one in front, two between the clips, two behind.
-        return cls(
-            reference=frames[0],
-            target=frames[1],
-            text=max(5, round((reference + target) * TEXT_TOKENS_PER_SECOND)),
-        )
-
-    @property
-    def audio_rows(self) -> int:
-        """Rows of both clips: frames + 9 each."""
-        return self.reference + self.target + 2 * EXTRA_ROWS_PER_CLIP
-
-    @property
-    def tokens(self) -> int:
-        """Positions of the language model, text and audio."""
-        return self.audio_rows + self.text
-
-    @property
-    def labelled_rows(self) -> int:
-        """Positions with audio labels: the target's frames, one end-of-stream row, seven rows of delay."""
-        return self.target + 1 + DELAY_ROWS
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """What determines the costs, beside the length of the samples."""
-
-    shape: HiggsAudioV2Shape
-    precision: Literal["bf16", "fp32"]
-    lora: AdapterShape
-    replicate: int
-    shard: int
-    accumulation: int
-    activation_checkpointing: Checkpointing = "none"
-    tensor: int = 1
-    sequence: bool = False
-    """Whether tensor groups divide the residual stream along the sequence."""
-
-    @cached_property
-    def held(self) -> HiggsAudioV2Shape:
-        """The shape of what one process of a tensor group computes with."""
-        return self.shape.divided(self.tensor)
-
-    @property
-    def stretches(self) -> int:
-        """Processes that share the residual stream of a row."""
-        return self.tensor if self.sequence else 1
-
-    @cached_property
-    def modules(self) -> Mapping[str, tuple[int, int]]:
-        """Modules with an adapter: path to `(out, in)`, as one process holds them."""
-        return self.lora.modules(self.held)
-
-    @cached_property
-    def trained(self) -> Mapping[str, int]:
-        """Trained numbers by module, on one process."""
-        return self.lora.parameters(self.held)
-
-    @property
-    def base_itemsize(self) -> int:
-        """Bytes of a number of the base."""
-        return 2 if self.precision == "bf16" else _FP32
-
-    @property
-    def attention_width(self) -> int:
-        return self.held.attention_heads * self.held.head_dim
-
-    @cached_property
-    def adapter_parameters(self) -> int:
-        """Trained numbers, all modules of one process together."""
-        return sum(self.trained.values())
-
-    @cached_property
-    def saved_by_adapters(self) -> Mapping[Route, int]:
-        """Bytes that the layers' adapters keep for the backward pass, for each token of a route.
-
-        A rank's worth of activations, `s r`, and the input, `s x in` (bf16: a copy of its own, because PEFT casts to
-        float32 and autocast back; fp32: shared by q, k, v and by gate, up, and o's is the attention's output). Dropout
-        above 0 keeps a one-byte mask and, in fp32, an output of its own. DoRA scales the outputs of base and adapter
-        apart and keeps both, `2s x out`. The heads see labelled positions only.
-        """
-        s, saved = self.base_itemsize, dict.fromkeys(_ROUTES, 0)
-        own_input = self.precision == "bf16" or self.lora.dropout > 0
-        kept: set[str] = set()
-        for name, (out, inputs) in self.modules.items():
-            if not name.startswith(_LAYERS):
-                continue
-            parent, _, module = name.rpartition(".")
-            source = parent if module in _SHARED_INPUT else name
-            route = _route(name)
-            saved[route] += s * self.lora.rank_of(name)
-            if own_input or (module != "o_proj" and source not in kept):
-                saved[route] += s * inputs
-            if self.lora.dropout > 0:
-                saved[route] += inputs
-            if self.lora.dora:
-                saved[route] += 2 * s * out
-            kept.add(source)
-        return saved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,7 +146,7 @@ def _saved_by_layers(setup: Setup, sample: Sample, samples: int) -> int:
     heads, and with sequence parallelism its stretch of the norms' inputs. Per row: the block mask as numbers, `s L^2`,
     made anew by every layer.
 
-    Adapters: `Setup.saved_by_adapters`, and in bf16 autocast's copies of trained weights, `2` bytes a parameter. DoRA
+    Adapters: `saved_by_adapters`, and in bf16 autocast's copies of trained weights, `2` bytes a parameter. DoRA
     with dropout multiplies the base's weight a second time, in bf16 with a copy of it.
 
     Source: the trace of `higgsc/train/prediction/trace.py`, and the code that it ran.
@@ -284,10 +159,39 @@ def _saved_by_layers(setup: Setup, sample: Sample, samples: int) -> int:
     saved = shape.layers * (tokens * per_token + s * tokens**2)
 
     through = _through(sample)
-    saved += sum(samples * through[route] * count for route, count in setup.saved_by_adapters.items())
+    saved += sum(samples * through[route] * count for route, count in saved_by_adapters(setup).items())
     saved += 2 * setup.adapter_parameters if setup.precision == "bf16" else 0
     if setup.lora.dora and setup.lora.dropout > 0 and setup.precision == "bf16":
         saved += 2 * sum(prod(size) for name, size in setup.modules.items() if name.startswith(_LAYERS))
+    return saved
+
+
+@cache
+def saved_by_adapters(setup: Setup) -> Mapping[Route, int]:
+    """Bytes that the layers' adapters keep for the backward pass, for each token of a route.
+
+    A rank's worth of activations, `s r`, and the input, `s x in` (bf16: a copy of its own, because PEFT casts to
+    float32 and autocast back; fp32: shared by q, k, v and by gate, up, and o's is the attention's output). Dropout
+    above 0 keeps a one-byte mask and, in fp32, an output of its own. DoRA scales the outputs of base and adapter
+    apart and keeps both, `2s x out`. The heads see labelled positions only.
+    """
+    s, saved = setup.base_itemsize, dict.fromkeys(_ROUTES, 0)
+    own_input = setup.precision == "bf16" or setup.lora.dropout > 0
+    kept: set[str] = set()
+    for name, (out, inputs) in setup.modules.items():
+        if not name.startswith(_LAYERS):
+            continue
+        parent, _, module = name.rpartition(".")
+        source = parent if module in _SHARED_INPUT else name
+        route = _route(name)
+        saved[route] += s * setup.lora.rank_of(name)
+        if own_input or (module != "o_proj" and source not in kept):
+            saved[route] += s * inputs
+        if setup.lora.dropout > 0:
+            saved[route] += inputs
+        if setup.lora.dora:
+            saved[route] += 2 * s * out
+        kept.add(source)
     return saved
 
 
@@ -391,36 +295,3 @@ def _norm_working(setup: Setup, sample: Sample, samples: int) -> int:
     heads = sum(count for name, count in setup.trained.items() if not name.startswith(_LAYERS))
     new = (_FP32 if setup.accumulation == 1 else 0) - (2 if setup.precision == "bf16" else 0)
     return 5 * _FP32 * setup.shape.hidden_size * samples * sample.tokens // setup.stretches + new * heads
-
-
-def flops_per_token(setup: Setup, *, keys: float, audio_share: float = 1.0) -> float:
-    """Floating-point operations of one process for the forward and backward pass of one token.
-
-    `4N + 6N_lora + 14 x keys x a x layers`, and what activation checkpointing computes again: selective the adapters,
-    `2N_lora`; full the layers, `2N + 2N_lora + 4 x keys x a x layers`.
-
-    Frozen weights cost 2 a parameter forward and 2 for the gradient of their input; adapters 2 more for their own
-    gradient. `N` counts the attention and one feed-forward network of every layer and the audio head, which the token
-    passes through; the text head runs at three positions a sample and is left out. Attention multiplies queries with
-    keys and weights with values, 2 x 2 x `a` a key forward and 2.5 times that backward (Dao et al., 2022).
-
-    Args:
-        keys: Keys that a token's attention multiplies: half the sequence for a causal kernel, the whole row for the
-            dense block mask that the trainer uses.
-        audio_share: Share of the tokens that take the audio network.
-    """
-    shape = setup.held
-    weights = {".audio_mlp.": audio_share, ".mlp.": 1.0 - audio_share, "text_lm_head": 0.0}
-
-    def active(name: str) -> float:
-        return next((weight for part, weight in weights.items() if part in name), 1.0)
-
-    frozen = sum(active(name) * prod(size) for name, size in shape.linear_modules().items())
-    adapter = sum(active(name) * count for name, count in setup.trained.items())
-    attention = 14 * keys * setup.attention_width * shape.layers
-    again = {
-        "none": 0.0,
-        "selective": 2 * adapter,
-        "full": 2 * (frozen - prod(shape.linear_modules()["audio_lm_head"])) + 2 * adapter + 4 / 14 * attention,
-    }
-    return 4 * frozen + 6 * adapter + attention + again[setup.activation_checkpointing]

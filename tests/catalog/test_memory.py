@@ -1,4 +1,4 @@
-"""The closed forms on cases small enough to add up by hand, and against an independent count of operations."""
+"""The closed forms of the memory on cases small enough to add up by hand."""
 
 from __future__ import annotations
 
@@ -6,33 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from higgsc.catalog.adapter import AdapterShape
-from higgsc.catalog.costs import Sample, Setup, flops_per_token, memory
-from higgsc.catalog.higgs_audio_v2 import RELEASED, TINY, HiggsAudioV2Shape
+from higgsc.catalog.arithmetic import flops_per_token
+from higgsc.catalog.higgs_audio_v2 import TINY
+from higgsc.catalog.memory import memory, saved_by_adapters
+from higgsc.catalog.setup import Sample
 
-COMPREHENSIVE = tuple(name.removeprefix("model.layers.0.") for name in TINY.linear_modules() if ".0." in name)
-
-
-def setup(shape: HiggsAudioV2Shape = RELEASED, **changes: object) -> Setup:
-    plain = Setup(
-        shape=shape,
-        precision="bf16",
-        lora=AdapterShape(targets=("self_attn.q_proj",), rank=16),
-        replicate=1,
-        shard=1,
-        accumulation=1,
-    )
-    return changed(plain, **changes)
-
-
-def changed(plain: Setup, **changes: object) -> Setup:
-    """A setup with other values, those of its adapter included."""
-    lora = {name: value for name, value in changes.items() if hasattr(plain.lora, name)}
-    rest = {name: value for name, value in changes.items() if name not in lora}
-    return replace(plain, lora=replace(plain.lora, **lora), **rest)  # type: ignore[arg-type]
-
-
-SAMPLE = Sample.of_seconds(10, 10)
+from .setups import COMPREHENSIVE, SAMPLE, changed, setup
 
 
 def test_lengths_of_a_sample() -> None:
@@ -110,7 +89,7 @@ def test_activations_of_one_layer(precision: str, s: int) -> None:
 def test_fp32_shares_the_inputs_of_q_k_and_v_and_bf16_does_not() -> None:
     def saved(precision: str, *targets: str) -> int:
         found = setup(TINY, precision=precision, targets=tuple(f"self_attn.{t}_proj" for t in targets))
-        return found.saved_by_adapters["all"]
+        return saved_by_adapters(found)["all"]
 
     rank, inputs, layers = 16, 128, 4
     assert saved("fp32", "q") == layers * 4 * (rank + inputs)
@@ -120,8 +99,8 @@ def test_fp32_shares_the_inputs_of_q_k_and_v_and_bf16_does_not() -> None:
 
 
 def test_text_and_audio_networks_see_their_own_tokens() -> None:
-    text = setup(TINY, targets=("mlp.up_proj",)).saved_by_adapters
-    audio = setup(TINY, targets=("audio_mlp.up_proj",)).saved_by_adapters
+    text = saved_by_adapters(setup(TINY, targets=("mlp.up_proj",)))
+    audio = saved_by_adapters(setup(TINY, targets=("audio_mlp.up_proj",)))
     assert text["text"] == audio["audio"] > 0
     assert (text["all"], text["audio"]) == (audio["all"], audio["text"]) == (0, 0)
 
@@ -157,18 +136,3 @@ def test_checkpointed_layers_keep_less_and_compute_more() -> None:
     layers = 28 * (2 * 3072 * 3072 + 2 * 1024 * 3072 + 3 * 3072 * 8192)
     adapter = sum(16 * sum(sizes) for name, sizes in modes[0].modules.items() if ".mlp." not in name)
     assert flops[2] - flops[0] == 2 * layers + 2 * adapter + 4 * 100 * 3072 * 28
-
-
-def test_flops_of_one_adapter_by_hand() -> None:
-    """4 a frozen weight, 6 an adapter's; the two feed-forward networks share the tokens; attention by its keys."""
-    found = setup(TINY, targets=("self_attn.q_proj",))
-    attention_weights = 2 * 128 * 128 + 2 * 64 * 128
-    network = 3 * 128 * 256
-    frozen = 4 * (attention_weights + network) + 8 * 1026 * 128
-    adapter = 4 * 16 * (128 + 128)
-    assert flops_per_token(found, keys=0) == 4 * frozen + 6 * adapter
-    assert flops_per_token(found, keys=0, audio_share=0.3) == pytest.approx(4 * frozen + 6 * adapter)
-    two = replace(found, tensor=2)
-    halves = 4 * (attention_weights + network) // 2 + 8 * 1026 * 128
-    assert flops_per_token(two, keys=0) == 4 * halves + 6 * 4 * 16 * (128 + 64)
-    assert flops_per_token(found, keys=100) - flops_per_token(found, keys=0) == 14 * 100 * 128 * 4

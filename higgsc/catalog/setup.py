@@ -1,0 +1,108 @@
+"""What a training's costs follow from: model, precision, adapter and mesh; and the lengths of its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from higgsc.catalog.adapter import AdapterShape
+from higgsc.catalog.codec import DELAY_ROWS, EXTRA_ROWS_PER_CLIP, FRAMES_PER_SECOND
+from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape
+
+TEXT_TOKENS_PER_SECOND = 8.0
+"""Assumption: text tokens for one second of speech, chat template included. With the codec's 25 frames that makes 33
+tokens a second, the middle of the 30 to 40 that transcripts in several languages come to; the prepare step counts the
+real ones."""
+
+Checkpointing = Literal["none", "selective", "full"]
+"""What layers keep for the backward pass: everything, their dear products, their input alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """The length of a voice-cloning sample."""
+
+    reference: int
+    """Frames of the reference."""
+    target: int
+    """Frames of the target."""
+    text: int
+    """Text tokens around them."""
+
+    @classmethod
+    def of_seconds(cls, reference: float, target: float) -> Sample:
+        """From seconds of speech, with the codec's frame rate and `TEXT_TOKENS_PER_SECOND`."""
+        frames = [max(1, round(seconds * FRAMES_PER_SECOND)) for seconds in (reference, target)]
+        # At least the tokens that every sample has: one in front, two between the clips, two behind.
+        return cls(
+            reference=frames[0],
+            target=frames[1],
+            text=max(5, round((reference + target) * TEXT_TOKENS_PER_SECOND)),
+        )
+
+    @property
+    def audio_rows(self) -> int:
+        """Rows of both clips: frames + 9 each."""
+        return self.reference + self.target + 2 * EXTRA_ROWS_PER_CLIP
+
+    @property
+    def tokens(self) -> int:
+        """Positions of the language model, text and audio."""
+        return self.audio_rows + self.text
+
+    @property
+    def labelled_rows(self) -> int:
+        """Positions with audio labels: the target's frames, one end-of-stream row, seven rows of delay."""
+        return self.target + 1 + DELAY_ROWS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What determines the costs, beside the length of the samples."""
+
+    shape: HiggsAudioV2Shape
+    precision: Literal["bf16", "fp32"]
+    lora: AdapterShape
+    replicate: int
+    shard: int
+    accumulation: int
+    activation_checkpointing: Checkpointing = "none"
+    tensor: int = 1
+    sequence: bool = False
+    """Whether tensor groups divide the residual stream along the sequence."""
+
+    @cached_property
+    def held(self) -> HiggsAudioV2Shape:
+        """The shape of what one process of a tensor group computes with."""
+        return self.shape.divided(self.tensor)
+
+    @property
+    def stretches(self) -> int:
+        """Processes that share the residual stream of a row."""
+        return self.tensor if self.sequence else 1
+
+    @cached_property
+    def modules(self) -> Mapping[str, tuple[int, int]]:
+        """Modules with an adapter: path to `(out, in)`, as one process holds them."""
+        return self.lora.modules(self.held)
+
+    @cached_property
+    def trained(self) -> Mapping[str, int]:
+        """Trained numbers by module, on one process."""
+        return self.lora.parameters(self.held)
+
+    @property
+    def base_itemsize(self) -> int:
+        """Bytes of a number of the base."""
+        return 2 if self.precision == "bf16" else 4
+
+    @property
+    def attention_width(self) -> int:
+        return self.held.attention_heads * self.held.head_dim
+
+    @cached_property
+    def adapter_parameters(self) -> int:
+        """Trained numbers, all modules of one process together."""
+        return sum(self.trained.values())
