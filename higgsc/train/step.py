@@ -24,6 +24,7 @@ from higgsc.train.checkpoints.checkpoint import (
 )
 from higgsc.train.checkpoints.progress import read_progress
 from higgsc.train.checkpoints.resume import find_start
+from higgsc.train.checkpoints.shelf import prune_checkpoints
 from higgsc.train.faults.lock import hold_run
 from higgsc.train.faults.rehearsal import explained
 from higgsc.train.faults.watchdog import record_collectives
@@ -94,6 +95,7 @@ def _train(job: TrainJob, context: StepContext, mesh: Mesh, store: Store, total:
             check_trackers(job)
             Store.open(store.path, verify=True)
             start = find_start(folder, job, store_sha256=store_sha256, total=total)
+            prune_checkpoints(folder, job.checkpoint)  # killed after a save, a process had no time for it
             write_state(run, job.step, "running", start, total)
             return start
 
