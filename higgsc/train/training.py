@@ -90,7 +90,7 @@ class Training:
             start_from(context.path(job.lora.start), self._model, job.model)
         # Adapters are float32; autocast computes with them in the base's number format.
         self._autocast = torch.bfloat16 if bf16 else None
-        self._module = LossModule(self._model, Comparison(job, mesh)).train()
+        self._module = LossModule(self._model, Comparison(job.loss.contrastive, mesh)).train()
         mesh.divide(self._module)
         run_layers(self._module.causal.model.layers, job)
         mesh.distribute(self._module)
