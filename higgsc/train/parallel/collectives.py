@@ -47,7 +47,9 @@ class TensorGroup:
         """What a block's column-parallel matrices take: all `length` positions, on every process."""
         if not self.sequence:
             return _exchange(hidden, _same, self.summed)
-        return _exchange(hidden, self.gathered, self.scattered)[:, :length]
+        # The row of one is put back last: with the strides that it has before, torch multiplies a batch (`bmm`) instead
+        # of matrices, and selective activation checkpointing would take the products for cheap ones.
+        return _exchange(hidden, self.gathered, self.scattered)[0, :length][None]
 
     def leave(self, partial: Tensor) -> Tensor:
         """The sum of what the row-parallel matrices gave; with sequence parallelism, this process's stretch of it."""
