@@ -29,7 +29,8 @@ from higgsc.train.faults.lock import hold_run
 from higgsc.train.faults.rehearsal import explained
 from higgsc.train.faults.watchdog import record_collectives
 from higgsc.train.model.adapter import WEIGHTS_FILE
-from higgsc.train.parallel.mesh import Mesh, lost_contact, open_mesh
+from higgsc.train.parallel.contact import lost_contact
+from higgsc.train.parallel.mesh import Mesh, open_mesh
 from higgsc.train.report.screen import training_log
 from higgsc.train.report.tracking.open import check_trackers
 from higgsc.train.rows.batches import total_steps

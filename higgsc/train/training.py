@@ -30,7 +30,8 @@ from higgsc.train.model.start import start_from
 from higgsc.train.objective.loss import LossModule, LossSums
 from higgsc.train.objective.validate import validation_losses
 from higgsc.train.optimizer import adamw, learning_rate, set_learning_rate
-from higgsc.train.parallel.mesh import Mesh, step_timeout
+from higgsc.train.parallel.contact import step_timeout
+from higgsc.train.parallel.mesh import Mesh
 from higgsc.train.report.metrics import LossMeter
 from higgsc.train.report.reporter import Reporter
 from higgsc.train.report.speed import Speed

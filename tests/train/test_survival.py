@@ -30,7 +30,7 @@ from higgsc.train.checkpoints.shelf import find_newest_whole, prune_checkpoints,
 from higgsc.train.faults.guard import SKIPPED_FILE
 from higgsc.train.faults.watchdog import Watchdog
 from higgsc.train.model.build import adapter_parameters, add_lora
-from higgsc.train.parallel.mesh import STEP_TIMEOUT, step_timeout
+from higgsc.train.parallel.contact import STEP_TIMEOUT, step_timeout
 from higgsc.train.rows.batches import BatchPlan
 
 from .conftest import Project
