@@ -179,7 +179,7 @@ def gradients(module: LossModule, mesh: Mesh, case: Case) -> tuple[dict[str, Ten
     for number, (row, where) in enumerate(mine, start=1):
         mesh.accumulate(module, last=number == len(mine))
         sums = module(row, where)
-        assert (float(sums.contrastive) > 0) is case.voices
+        assert (sums.contrastive.item() > 0) is case.voices
         loss = objective(sums, WEIGHTS, audio_labels=labels["audio"], text_labels=labels["text"], anchors=2 * TOGETHER)
         mesh.scaled(loss).backward()  # type: ignore[no-untyped-call]
     mesh.reduce_gradients(parameters)
