@@ -103,6 +103,8 @@ def _about(step: StepStatus) -> str:
         parts.append(f"restarts {step.restarts}")
     if step.nodes and step.state == "running":
         parts.append(f"on {step.nodes}")
+    if step.mesh is not None and step.state != "done":
+        parts.append(step.mesh)
     return "  ".join(parts)
 
 

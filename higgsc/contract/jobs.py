@@ -100,6 +100,13 @@ class MeshJob(_Frozen):
     def processes(self) -> int:
         return self.data_parallel * self.tensor
 
+    @property
+    def words(self) -> str:
+        """`replicate 2 × shard 4 × tensor 2 with sequence`, without the dimensions that are 1, but the first."""
+        sizes = [f"replicate {self.replicate}"]
+        sizes += [f"{name} {size}" for name, size in (("shard", self.shard), ("tensor", self.tensor)) if size > 1]
+        return " × ".join(sizes) + (" with sequence" if self.sequence else "")
+
 
 class BatchJob(_Frozen):
     global_samples: int

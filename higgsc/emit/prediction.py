@@ -5,6 +5,7 @@ from __future__ import annotations
 from higgsc.catalog.estimate import RESERVE, Estimate, duration, rounded
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.passes.memory import estimate_of
+from higgsc.contract.jobs import MeshJob
 
 PARTS = {
     "base": "frozen weights",
@@ -19,11 +20,10 @@ PARTS = {
 
 
 def mesh_line(ir: Ir) -> str:
-    """`replicate 2 × shard 4 × tensor 2 with sequence`: the mesh without the dimensions that are 1, but the first."""
+    """`replicate 2 × shard 4 × tensor 2 with sequence`."""
     given = ir.spec.parallelism
-    sizes = [f"replicate {ir.integer('parallelism.replicate')}"]
-    sizes += [f"{name} {size}" for name, size in (("shard", given.shard), ("tensor", given.tensor)) if size > 1]
-    return " × ".join(sizes) + (" with sequence" if given.sequence else "")
+    replicate = ir.integer("parallelism.replicate")
+    return MeshJob(replicate=replicate, shard=given.shard, tensor=given.tensor, sequence=given.sequence).words
 
 
 def memory_line(found: Estimate) -> str:

@@ -10,7 +10,7 @@ import resource
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
-from higgsc.launch.folder import held
+from higgsc.launch.folder import SUBMIT, held
 from higgsc.launch.submit import Opening, Row, announce, drafted, opened, rows_of
 from higgsc.launch.sweep import ArrayScheduler, Handover, Sweep, handovers
 
@@ -30,7 +30,7 @@ def submit_sweep(sweep: Sweep, scheduler: ArrayScheduler) -> list[list[Row]]:
     _allow_files(len(sweep.points) + FILES_BESIDE_THE_LOCKS)
     with ExitStack() as locks:
         for point in sweep.points:
-            locks.enter_context(held(point.run, "submit"))
+            locks.enter_context(held(point.run, SUBMIT))
         openings = drafted_sweep(sweep, scheduler)
         parts = parts_of(sweep, openings)
         for part in parts:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Final
 
+from higgsc.contract import lock
+from higgsc.contract.lock import Owner
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.stop import forget_stop
 
+RUN: Final = "run"
+SUBMIT: Final = "submit"
+"""Commands that hold the lock."""
 LOCK = ".lock"
 CANCELLED = "cancelled"
 """`<run>/cancelled`: the batch scripts do not requeue a step when they see it."""
@@ -23,8 +24,7 @@ SECONDS_FOR_A_LOOK = 0.5
 """`runner_at_work` takes the lock for a moment."""
 
 
-@contextmanager
-def held(run: Path, command: str) -> Iterator[None]:
+def held(run: Path, command: str) -> AbstractContextManager[None]:
     """Hold the run's lock.
 
     A second submit waits for the first, and then finds its jobs. A run on this machine keeps the lock for as long as
@@ -33,42 +33,25 @@ def held(run: Path, command: str) -> Iterator[None]:
     Raises:
         StepError: Somebody else holds it (74); the message says who.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    with (run / LOCK).open("a+") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                lock.seek(0)
-                holder = lock.read().strip() or "higgsc"
-                patience = SECONDS_FOR_A_SUBMIT if "submit" in holder else SECONDS_FOR_A_LOOK
-                if time.monotonic() - started > patience:
-                    raise StepError(
-                        f"another `{holder}` is working in this folder",
-                        code=ExitCode.IO,
-                        path=run,
-                        help="wait for it (`higgsc status`), end it (`higgsc cancel`), or change `output` in the spec",
-                    ) from error
-                time.sleep(0.1)
-        lock.truncate(0)
-        lock.write(f"higgsc {command} (process {os.getpid()} on {socket.gethostname()})\n")
-        lock.flush()
-        yield
+
+    def refusal(owner: Owner) -> StepError:
+        return StepError(
+            f"another `higgsc {owner.command or 'submit'}` ({owner.process}) is working in this folder",
+            code=ExitCode.IO,
+            path=run,
+            help="wait for it (`higgsc status`), end it (`higgsc cancel`), or change `output` in the spec",
+        )
+
+    def patience(owner: Owner) -> float:
+        return SECONDS_FOR_A_SUBMIT if owner.command == SUBMIT else SECONDS_FOR_A_LOOK
+
+    return lock.held(run / LOCK, command, refusal=refusal, patience=patience)
 
 
 def runner_at_work(run: Path) -> bool:
     """Whether a `higgsc run` holds the run's lock."""
-    if not (run / LOCK).is_file():
-        return False
-    with (run / LOCK).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            return lock.read().startswith("higgsc run ")
-    return False
+    owner = lock.holder(run / LOCK)
+    return owner is not None and owner.command == RUN
 
 
 def start_afresh(run: Path) -> None:

@@ -21,7 +21,7 @@ from higgsc.contract.stop import request_stop
 from higgsc.launch.at_work import digest_at, live_jobs, refuse_other_work
 from higgsc.launch.background import LocalScheduler
 from higgsc.launch.built import BuiltPlan, BuiltStep, Target, open_build
-from higgsc.launch.folder import held, start_afresh
+from higgsc.launch.folder import RUN, held, start_afresh
 from higgsc.launch.journal import Journal, JournalStep, now, read_journal
 from higgsc.launch.watch import Watcher
 
@@ -48,7 +48,7 @@ def run_plan(build: Path, *, first: str | None = None) -> Iterator[str]:
     if first is not None and first not in names:
         raise StepError(f"no step `{first}`; the steps are {', '.join(names)}", code=ExitCode.USAGE)
     _refuse_what_needs_a_cluster(plan)
-    with held(run, "run"):
+    with held(run, RUN):
         journal = _start(target)
         ran: set[str] = set()
         for step in plan.steps:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from higgsc.contract.heartbeat import Heartbeat, read_heartbeat
+from higgsc.contract.jobs import TrainJob, load_job
 from higgsc.contract.outcome import StepError
 from higgsc.contract.receipts import Receipt, read_receipt, why_stale
 from higgsc.contract.state import StepState, read_state
@@ -66,6 +67,8 @@ class StepStatus:
     """How long it took, or has been running."""
     restarts: int
     nodes: str | None
+    mesh: str | None
+    """How several processes train together: `2x8, replicate 2 × shard 8`, machines by processes of each first."""
     saved: str | None
     """What an interrupted step has kept: `120/300`."""
     summary: str | None
@@ -159,6 +162,7 @@ def _step(
         else ((job.ended if job and job.ended else time.time()) - started if started else None),
         restarts=job.restarts if job is not None else 0,
         nodes=job.nodes if job is not None else None,
+        mesh=_mesh(step, target.root),
         saved=f"{kept.done}/{kept.total}"
         if kept is not None and kept.phase == "interrupted" and not finished
         else None,
@@ -206,6 +210,17 @@ def _ended(job: JobStatus) -> str | None:
     if job.reason in ("Dependency", "DependencyNeverSatisfied"):
         return "a step before it did not succeed"
     return job.reason
+
+
+def _mesh(step: BuiltStep, root: Path) -> str | None:
+    sizes = step.resources
+    if sizes.nodes * sizes.processes_per_node == 1:
+        return None
+    try:
+        job = load_job(root / step.job_path)
+    except StepError:
+        return None  # built by another version of higgsc; the step itself will complain
+    return f"{sizes.nodes}x{sizes.processes_per_node}, {job.mesh.words}" if isinstance(job, TrainJob) else None
 
 
 def _kept(run: Path, step: str) -> StepState | None:

@@ -17,7 +17,7 @@ from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.receipts import read_receipt, why_stale
 from higgsc.launch.at_work import digest_at, live_jobs, refuse_other_work
 from higgsc.launch.built import BuiltStep, Target
-from higgsc.launch.folder import held, start_afresh, was_cancelled
+from higgsc.launch.folder import SUBMIT, held, start_afresh, was_cancelled
 from higgsc.launch.journal import Journal, JournalStep, now, read_journal
 from higgsc.launch.scheduler import Scheduler, Submission
 
@@ -73,7 +73,7 @@ def submit(target: Target, scheduler: Scheduler) -> list[Row]:
             another submit finds them.
     """
     run = target.run
-    with held(run, "submit"):
+    with held(run, SUBMIT):
         draft = drafted(target, scheduler)
         found = scheduler.find(target, [s.key for s in draft.submissions]) if draft.submissions else {}
         opening = opened(draft, found)

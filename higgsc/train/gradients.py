@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from higgsc.contract.jobs import LossJob, TrainJob
+from higgsc.contract.jobs import ContrastiveJob, LossJob, TrainJob
 from higgsc.data.store import Store
 from higgsc.train.objective.contrastive import Voices, count_anchors, info_nce, pooled, voices
 from higgsc.train.objective.loss import LossModule, LossSums, objective
@@ -97,8 +97,8 @@ class Gradients:
 class Comparison:
     """The contrastive loss of a row, summed over its samples; see `higgsc.train.objective.contrastive`."""
 
-    def __init__(self, job: TrainJob, mesh: Mesh) -> None:
-        self._contrastive, self._mesh = job.loss.contrastive, mesh
+    def __init__(self, job: ContrastiveJob | None, mesh: Mesh) -> None:
+        self._contrastive, self._mesh = job, mesh
 
     def __call__(self, hidden: Tensor, where: Voices) -> Tensor:
         """From the row's hidden states `[L, h]`; every process has to ask."""

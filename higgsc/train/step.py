@@ -24,11 +24,13 @@ from higgsc.train.checkpoints.checkpoint import (
 )
 from higgsc.train.checkpoints.progress import read_progress
 from higgsc.train.checkpoints.resume import find_start
+from higgsc.train.checkpoints.shelf import prune_checkpoints
 from higgsc.train.faults.lock import hold_run
 from higgsc.train.faults.rehearsal import explained
 from higgsc.train.faults.watchdog import record_collectives
 from higgsc.train.model.adapter import WEIGHTS_FILE
-from higgsc.train.parallel.mesh import Mesh, lost_contact, open_mesh
+from higgsc.train.parallel.contact import lost_contact
+from higgsc.train.parallel.mesh import Mesh, open_mesh
 from higgsc.train.report.screen import training_log
 from higgsc.train.report.tracking.open import check_trackers
 from higgsc.train.rows.batches import total_steps
@@ -94,6 +96,7 @@ def _train(job: TrainJob, context: StepContext, mesh: Mesh, store: Store, total:
             check_trackers(job)
             Store.open(store.path, verify=True)
             start = find_start(folder, job, store_sha256=store_sha256, total=total)
+            prune_checkpoints(folder, job.checkpoint)  # killed after a save, a process had no time for it
             write_state(run, job.step, "running", start, total)
             return start
 

@@ -30,7 +30,8 @@ from higgsc.train.model.start import start_from
 from higgsc.train.objective.loss import LossModule, LossSums
 from higgsc.train.objective.validate import validation_losses
 from higgsc.train.optimizer import adamw, learning_rate, set_learning_rate
-from higgsc.train.parallel.mesh import Mesh, step_timeout
+from higgsc.train.parallel.contact import step_timeout
+from higgsc.train.parallel.mesh import Mesh
 from higgsc.train.report.metrics import LossMeter
 from higgsc.train.report.reporter import Reporter
 from higgsc.train.report.speed import Speed
@@ -90,7 +91,7 @@ class Training:
             start_from(context.path(job.lora.start), self._model, job.model)
         # Adapters are float32; autocast computes with them in the base's number format.
         self._autocast = torch.bfloat16 if bf16 else None
-        self._module = LossModule(self._model, Comparison(job, mesh)).train()
+        self._module = LossModule(self._model, Comparison(job.loss.contrastive, mesh)).train()
         mesh.divide(self._module)
         run_layers(self._module.causal.model.layers, job)
         mesh.distribute(self._module)

@@ -160,7 +160,7 @@ def test_interrupting_stops_the_step_and_can_be_taken_up(build: Path) -> None:
 def test_two_runs_in_one_folder_are_refused(build: Path) -> None:
     running = run_plan(build)
     next(running)
-    with pytest.raises(StepError, match="another `higgsc run "):
+    with pytest.raises(StepError, match="another `higgsc run` "):
         next(run_plan(build))
     list(running)
 

@@ -132,6 +132,23 @@ def test_progress_has_loss_pace_and_the_time_left(project: Project) -> None:
     json.dumps(status.document())
 
 
+def test_a_training_on_several_processes_says_how_they_share_it(project: Project) -> None:
+    running = ended("running", "RUNNING")
+    assert look(project, train=running).steps[1].mesh is None  # it is alone
+    plan_file, job_file = project.build / "plan.json", project.build / "jobs" / "train.json"
+    plan, job = json.loads(plan_file.read_text()), json.loads(job_file.read_text())
+    plan["steps"][1]["resources"] |= {"nodes": 2, "processes_per_node": 8}
+    job["mesh"] |= {"replicate": 1, "shard": 8, "tensor": 2, "sequence": True}
+    plan_file.write_text(json.dumps(plan))
+    job_file.write_text(json.dumps(job))
+    status = look(project, train=running)
+    assert [step.mesh for step in status.steps] == [None, "2x8, replicate 1 × shard 8 × tensor 2 with sequence", None]
+    (line,) = (line for line in _lines(status) if line.split()[0] == "train")
+    assert line.endswith("2x8, replicate 1 × shard 8 × tensor 2 with sequence")
+    job_file.write_text("{}")
+    assert look(project, train=running).steps[1].mesh is None
+
+
 def test_a_step_that_is_silent_is_named(project: Project) -> None:
     HeartbeatWriter(project.run, "train", unit="steps", total=150).beat(50, force=True)
     beat = json.loads((project.run / "heartbeat.json").read_text())

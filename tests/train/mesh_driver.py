@@ -23,10 +23,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
-from higgsc.contract.jobs import LoraJob, LossJob, MeshJob
+from higgsc.contract.jobs import ContrastiveJob, LoraJob, LossJob, MeshJob
 from higgsc.data.store import StoredSample
 from higgsc.train.checkpoints.progress import seed_dropout
+from higgsc.train.gradients import Comparison
 from higgsc.train.model.build import adapter_parameters, add_lora
+from higgsc.train.objective.contrastive import Voices, voices
 from higgsc.train.objective.loss import LossModule, objective
 from higgsc.train.parallel.mesh import Mesh, device_mesh
 from higgsc.train.rows.batches import PackedBatch, pack
@@ -41,7 +43,9 @@ TARGETS = (
 COLUMNS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 RANK = 3
 TOLERANCE = 1e-5
-WEIGHTS = LossJob(text=1.0, audio=1.0)
+WEIGHTS = LossJob(text=1.0, audio=1.0, contrastive=ContrastiveJob(weight=1.0, temperature=0.5))
+TOGETHER = 4
+"""Samples whose voices are compared: in one row of one process, or in as many rows as there are shares of the data."""
 CPU = torch.device("cpu")
 
 
@@ -54,10 +58,13 @@ class Case:
     """All parameters instead of adapters: norms, embeddings and heads too."""
     checkpointing: bool = False
     """Layers compute their activations a second time in the backward pass."""
+    voices: bool = False
+    """The contrastive loss is on; rows are of samples with both clips, as it needs them."""
 
 
-def build(case: Case) -> LossModule:
+def build(case: Case, mesh: Mesh) -> LossModule:
     """Two layers with four heads of each kind; norms differ, and no adapter is a no-op."""
+    compare = Comparison(WEIGHTS.contrastive, mesh)
     targets = tuple(target for target in TARGETS if case.dropout == 0 or target.endswith(COLUMNS))
     config = HiggsAudioV2Config(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -72,7 +79,7 @@ def build(case: Case) -> LossModule:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     if case.everything:
-        return LossModule(model).train()
+        return LossModule(model, compare).train()
     sizes = [
         (module.out_features, module.in_features)
         for name, module in model.named_modules()
@@ -94,26 +101,39 @@ def build(case: Case) -> LossModule:
     with torch.no_grad():
         for parameter in adapter_parameters(adapted).values():
             parameter.copy_(torch.randn_like(parameter) * 0.2)
-    return LossModule(adapted).train()
+    return LossModule(adapted, compare).train()
+
+
+def make_sample(random: np.random.Generator, frames: int) -> StoredSample:
+    """Random text and codes."""
+    codes = [random.integers(0, 1024, (n, 8)).astype(np.uint16) for n in (frames, frames + 2)]
+    return StoredSample(
+        prefix=np.r_[random.integers(2, 50, 5), 52],
+        middle=np.r_[54, 50, random.integers(2, 50, 4), 52],
+        suffix=np.array([54, 50]),
+        reference=codes[0],
+        target=codes[1],
+        id="",
+        speaker="a",
+    )
+
+
+def compared(tokens: AudioTokens, mesh: Mesh) -> list[tuple[PackedBatch, Voices | None]]:
+    """This process's rows of two micro-batches of `TOGETHER` samples, each of a speaker of its own."""
+    random, own = np.random.default_rng(0), TOGETHER // mesh.data_size
+    rows = []
+    for _ in range(2):
+        samples = [make_sample(random, 2 + k) for k in range(TOGETHER)]
+        mine = slice(mesh.data_rank * own, (mesh.data_rank + 1) * own)
+        row = pack([build_sequence(sample, tokens) for sample in samples[mine]])
+        rows.append((row, voices(samples[mine], np.arange(TOGETHER)[mine])))
+    return rows
 
 
 def batches(tokens: AudioTokens) -> list[PackedBatch]:
     """Rows of odd lengths: usual ones, one without text, one without audio."""
     random = np.random.default_rng(0)
-
-    def sample(number: int, frames: int) -> StoredSample:
-        codes = [random.integers(0, 1024, (n, 8)).astype(np.uint16) for n in (frames, frames + 2)]
-        return StoredSample(
-            prefix=np.r_[random.integers(2, 50, 5), 52],
-            middle=np.r_[54, 50, random.integers(2, 50, 4), 52],
-            suffix=np.array([54, 50]),
-            reference=codes[0],
-            target=codes[1],
-            id=str(number),
-            speaker="a",
-        )
-
-    rows = [pack([build_sequence(sample(k, 2 + k), tokens) for k in range(2 + n)]) for n in range(2)]
+    rows = [pack([build_sequence(make_sample(random, 2 + k), tokens) for k in range(2 + n)]) for n in range(2)]
     usual = rows[0]
     audio = usual.input_ids[0] == tokens.placeholder
     audio |= usual.input_ids[0] == tokens.delay
@@ -140,21 +160,27 @@ def _only(row: PackedBatch, kept: Tensor, audio: Tensor) -> PackedBatch:
     )
 
 
-def gradients(
-    module: LossModule, mesh: Mesh, rows: list[PackedBatch], *, checkpointing: bool
-) -> tuple[dict[str, Tensor], float]:
+def gradients(module: LossModule, mesh: Mesh, case: Case) -> tuple[dict[str, Tensor], float]:
     """Whole gradients of the global batch before clipping, and their norm; nearly all of it is clipped away."""
+    tokens = AudioTokens.of(module.causal.config)
+    mine: list[tuple[PackedBatch, Voices | None]]
+    if case.voices:
+        mine, rows = compared(tokens, mesh), [row for row, _ in compared(tokens, Mesh.single(CPU))]
+    else:
+        rows = batches(tokens)
+        mine = [(row, None) for row in rows[mesh.data_rank :: mesh.data_size]]
     mesh.divide(module)
-    for layer in module.causal.model.layers if checkpointing else ():
+    for layer in module.causal.model.layers if case.checkpointing else ():
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     mesh.distribute(module)
     seed_dropout(0, mesh.data_rank, 0)
     parameters = adapter_parameters(module)
-    mine = rows[mesh.data_rank :: mesh.data_size]
     labels = {name: sum(getattr(row, f"{name}_labels").numel() for row in rows) for name in ("audio", "text")}
-    for number, row in enumerate(mine, start=1):
+    for number, (row, where) in enumerate(mine, start=1):
         mesh.accumulate(module, last=number == len(mine))
-        loss = objective(module(row), WEIGHTS, audio_labels=labels["audio"], text_labels=labels["text"])
+        sums = module(row, where)
+        assert (sums.contrastive.item() > 0) is case.voices
+        loss = objective(sums, WEIGHTS, audio_labels=labels["audio"], text_labels=labels["text"], anchors=2 * TOGETHER)
         mesh.scaled(loss).backward()  # type: ignore[no-untyped-call]
     mesh.reduce_gradients(parameters)
     whole = {name: mesh.whole(name, _gradient(parameter)).clone() for name, parameter in parameters.items()}
@@ -172,7 +198,7 @@ def _gradient(parameter: torch.nn.Parameter) -> Tensor:
 
 def check_parts(module: LossModule, mesh: Mesh) -> None:
     """What a process holds is put together to the whole, and the whole is taken apart to what it holds."""
-    untouched = adapter_parameters(build(Case()))
+    untouched = adapter_parameters(build(Case(), mesh))
     for name, parameter in adapter_parameters(module).items():
         whole = mesh.whole(name, parameter)
         assert torch.equal(whole, untouched[name]), name
@@ -189,19 +215,19 @@ def main(requests: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo")
-    rows = batches(AudioTokens.of(build(Case()).causal.config))
+    single = Mesh.single(CPU)
     alone: dict[Case, tuple[dict[str, Tensor], float]] = {}
     for request in requests:
         job = MeshJob(**request["mesh"])
         case = Case(**{name: value for name, value in request.items() if name != "mesh"})
         same = replace(case, checkpointing=False)
         if same not in alone:
-            alone[same] = gradients(build(same), Mesh.single(CPU), rows, checkpointing=False)
+            alone[same] = gradients(build(same, single), single, same)
         expected, expected_norm = alone[same]
         assert all(gradient.abs().max() > 0 for gradient in expected.values())
         mesh = Mesh(job, device=CPU, rank=rank, devices=device_mesh(job, "cpu"))
-        module = build(case)
-        whole, norm = gradients(module, mesh, rows, checkpointing=case.checkpointing)
+        module = build(case, mesh)
+        whole, norm = gradients(module, mesh, case)
         assert whole.keys() == expected.keys()
         worst = max((float((whole[name] - g).abs().max() / g.abs().max()), name) for name, g in expected.items())
         held = sum(_local(parameter).numel() for parameter in module.parameters())

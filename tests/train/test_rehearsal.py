@@ -111,6 +111,34 @@ def test_what_to_change(
     assert f"`training.micro_batch.samples: {micro}" in error if micro else "micro_batch" not in error
 
 
+@pytest.mark.parametrize(
+    "mesh, here, way",
+    [
+        ((1, 1, 1), 1, "`parallelism: {tensor: 2, sequence: true}` on 2 GPUs of one machine"),
+        ((4, 1, 1), 4, "`parallelism: {tensor: 2, sequence: true}`, so that 2 GPUs share each row"),
+        ((1, 8, 1), 8, "`parallelism: {shard: 4, tensor: 2, sequence: true}`, so that 2 GPUs share each row"),
+        ((2, 8, 1), 8, "`parallelism: {shard: 8, tensor: 2, sequence: true}`, so that 2 GPUs share each row"),
+        ((1, 2, 4), 8, "`parallelism: {tensor: 8, sequence: true}`, so that 8 GPUs share each row"),
+        ((1, 1, 8), 8, None),  # the released base has eight key-value heads
+    ],
+)
+def test_tensor_groups_for_a_row_that_is_one_sample(
+    project: Project, monkeypatch: pytest.MonkeyPatch, mesh: tuple[int, int, int], here: int, way: str | None
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    shape = MeshJob(replicate=mesh[0], shard=mesh[1], tensor=mesh[2])
+    model = project.job().model.model_copy(update={"base": "org/released"})
+
+    def ways(samples: int, **changes: Any) -> str:
+        batch = BatchJob(global_samples=samples * shape.data_parallel, micro_samples=samples, accumulation=1)
+        job = project.job(mesh=shape, batch=batch, model=model, **changes)
+        return str(out_of_memory(job, torch.OutOfMemoryError("CUDA out of memory."), None))
+
+    assert way in ways(1) if way else "tensor" not in ways(1)
+    for other in (ways(2), ways(1, compile=True), ways(1, lora=project.job().lora.model_copy(update={"dora": True}))):
+        assert "tensor" not in other
+
+
 def test_running_out_later_is_explained_too(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     def forward(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import select
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,7 @@ from higgsc.train.checkpoints.shelf import find_newest_whole, prune_checkpoints,
 from higgsc.train.faults.guard import SKIPPED_FILE
 from higgsc.train.faults.watchdog import Watchdog
 from higgsc.train.model.build import adapter_parameters, add_lora
-from higgsc.train.parallel.mesh import STEP_TIMEOUT, step_timeout
+from higgsc.train.parallel.contact import STEP_TIMEOUT, step_timeout
 from higgsc.train.rows.batches import BatchPlan
 
 from .conftest import Project
@@ -351,6 +352,7 @@ def test_killed_at_any_moment_of_saving(tiny_adapter: PeftModel, tmp_path: Path)
     names = adapter_parameters(tiny_adapter)
     chance = random.Random(0)
     sizes = set()
+    heard, said = os.pipe()
 
     def save_for_ever() -> None:
         for number in range(10**6):
@@ -358,6 +360,7 @@ def test_killed_at_any_moment_of_saving(tiny_adapter: PeftModel, tmp_path: Path)
             weights = {name: torch.full_like(parameter, step) for name, parameter in names.items()}
             save_checkpoint(tmp_path, step, model=tiny_adapter, weights=weights, ref=REF, metrics={"loss/audio": -step})
             prune_checkpoints(tmp_path, CheckpointJob(every_steps=1, keep_last=2))
+            os.write(said, b".")
 
     for _ in range(25):
         shutil.rmtree(tmp_path)
@@ -368,9 +371,14 @@ def test_killed_at_any_moment_of_saving(tiny_adapter: PeftModel, tmp_path: Path)
                 save_for_ever()
             finally:
                 os._exit(1)
-        time.sleep(chance.uniform(0.03, 0.12))
+        # Counted in saves, not in seconds: however slow the machine, some of them die late.
+        for _ in range(chance.randrange(5)):
+            os.read(heard, 1)
+        time.sleep(chance.uniform(0, 0.03))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        while select.select([heard], [], [], 0)[0]:
+            os.read(heard, 1)
         published = {path.name for path in tmp_path.glob("step-*")} | {
             path.name for path in tmp_path.glob(".*.replaced")
         }

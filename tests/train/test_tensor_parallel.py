@@ -31,6 +31,8 @@ TWO: list[dict[str, Any]] = [
     {"mesh": PAIR, "everything": True},
     {"mesh": PAIR_SEQUENCE, "everything": True},
     {"mesh": PAIR_SEQUENCE, "dropout": 0.5, "checkpointing": True},
+    {"mesh": {"replicate": 2, "shard": 1}, "voices": True},
+    {"mesh": PAIR_SEQUENCE, "voices": True},
 ]
 FOUR: list[dict[str, Any]] = [
     {"mesh": {"replicate": 2, "shard": 2}},
@@ -42,6 +44,8 @@ FOUR: list[dict[str, Any]] = [
     {"mesh": TWO_D | {"sequence": True}},
     {"mesh": TWO_D | {"sequence": True}, "everything": True},
     {"mesh": TWO_D | {"sequence": True}, "checkpointing": True},
+    {"mesh": {"replicate": 2, "shard": 1, "tensor": 2}, "voices": True},
+    {"mesh": TWO_D | {"sequence": True}, "voices": True},
 ]
 
 

@@ -93,6 +93,19 @@ def test_every_shipped_spec_agrees_with_the_trace(ir: Ir, job: TrainJob) -> None
         ("zero-shot", ["lora.rank_pattern={q_proj: 512}", "lora.full_heads=[text]", "training.micro_batch.samples=1"]),
         ("zero-shot", ["hardware=8xH100", "parallelism={tensor: 8, sequence: true}", "lora.targets=comprehensive"]),
         ("zero-shot", ["hardware=2xH100", "parallelism={tensor: 2}", "precision=fp32", "lora.heads=[audio]"]),
+        (
+            "zero-shot",
+            ["hardware=8xH100", "parallelism={tensor: 8, sequence: true}", "training.activation_checkpointing=full"],
+        ),
+        (
+            "zero-shot",
+            [
+                "hardware=2xH100",
+                "parallelism={tensor: 2, sequence: true}",
+                "training.activation_checkpointing=selective",
+                "lora.dropout=0.1",
+            ],
+        ),
         ("zero-shot", ["lora.targets=audio_focused", "data.limits.max_seconds=3", "training.micro_batch.samples=1"]),
     ],
     ids=lambda value: value if isinstance(value, str) else ",".join(value),

@@ -7,6 +7,7 @@ process lacks is swapped or killed, and never reported.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from higgsc.catalog.codec import FRAMES_PER_SECOND
+from higgsc.catalog.higgs_audio_v2 import shape_of
 from higgsc.contract.jobs import TrainJob
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.loading import first_line
@@ -108,6 +110,22 @@ def explained(job: TrainJob) -> Iterator[None]:
         raise out_of_memory(job, error, None) from error
 
 
+def _tensor_groups(job: TrainJob) -> str | None:
+    """Twice the processes to a row: what else makes a row of one sample smaller; None where they cannot share it.
+
+    The group stays on one machine; `torchrun` says how many processes this one has.
+    """
+    mesh, here = job.mesh, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    size = 2 * mesh.tensor
+    if shape_of(job.model.base).indivisible(size) or job.lora.dora or job.compile:
+        return None
+    if here % size:
+        return f"`parallelism: {{tensor: {size}, sequence: true}}` on {size} GPUs of one machine"
+    shard = mesh.shard if mesh.replicate % 2 == 0 else mesh.shard // 2
+    sizes = f"shard: {shard}, tensor: {size}" if shard > 1 else f"tensor: {size}"
+    return f"`parallelism: {{{sizes}, sequence: true}}`, so that {size} GPUs share each row"
+
+
 def out_of_memory(job: TrainJob, error: torch.OutOfMemoryError, tried: tuple[Store, Indices] | None) -> StepError:
     """The error that says what to change.
 
@@ -134,6 +152,8 @@ def out_of_memory(job: TrainJob, error: torch.OutOfMemoryError, tried: tuple[Sto
         ways.append(f"`data.limits.max_seconds: {max(1, int(longest * 2 / 3))}`")
     if (keeps := job.activation_checkpointing) != "full":
         ways.append(f"`training.activation_checkpointing: {'full' if keeps == 'selective' else 'selective'}`")
+    if samples == 1 and (groups := _tensor_groups(job)) is not None:
+        ways.append(groups)
     more = 2 * shard
     if job.mesh.replicate % 2 == 0:
         ways.append(f"`parallelism.shard: {more}` (now {shard}), so that {more} GPUs share one copy of the base")

@@ -1,6 +1,6 @@
 """Where a process hangs: its Python stacks, written to `<run>/logs/stacks-<rank>.txt` before the others give it up.
 
-A collective that waits for a process which hangs fails after `parallel.mesh.step_timeout()`, and takes the whole
+A collective that waits for a process which hangs fails after `parallel.contact.step_timeout()`, and takes the whole
 training down. By then every process that is not frozen altogether has written down where it stands, the one that hangs
 among them. NCCL's own record of the collectives goes to `<run>/logs/nccl-trace-<rank>` (`torchfrtrace` reads them).
 """

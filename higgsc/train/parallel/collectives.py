@@ -1,7 +1,8 @@
-"""Communication within a tensor group that gradients pass through: each function here has its adjoint as backward.
+"""Communication that gradients pass through: each function here has its adjoint as backward.
 
-Activations are `[1, L, h]`, a packed row. A tensor is *whole* if every process holds the same, *partial* if the
-processes hold summands of it, and *split* if each holds a stretch of the sequence.
+Between the shares of the data there is one, `gather_rows`. The others are those of a tensor group, and of activations
+`[1, L, h]`, a packed row. A tensor is *whole* if every process holds the same, *partial* if the processes hold summands
+of it, and *split* if each holds a stretch of the sequence.
 
     forward                 backward                from → to
     enter: nothing          all-reduce              whole → whole, whose gradient is partial
@@ -47,7 +48,9 @@ class TensorGroup:
         """What a block's column-parallel matrices take: all `length` positions, on every process."""
         if not self.sequence:
             return _exchange(hidden, _same, self.summed)
-        return _exchange(hidden, self.gathered, self.scattered)[:, :length]
+        # The row of one is put back last: with the strides that it has before, torch multiplies a batch (`bmm`) instead
+        # of matrices, and selective activation checkpointing would take the products for cheap ones.
+        return _exchange(hidden, self.gathered, self.scattered)[0, :length][None]
 
     def leave(self, partial: Tensor) -> Tensor:
         """The sum of what the row-parallel matrices gave; with sequence parallelism, this process's stretch of it."""
@@ -121,3 +124,28 @@ def _same(tensor: Tensor) -> Tensor:
 def _done(tensor: Tensor) -> Tensor:
     result: Tensor = _OPS.wait_tensor(tensor)
     return result
+
+
+def gather_rows(values: Tensor, rank: int, size: int, group: dist.ProcessGroup | None) -> Tensor:
+    """All-gather of rows `[n, ...]`, as many on each of `size` processes, to `[N, ...]`.
+
+    What comes back for a row is the sum of what all processes have for it.
+    """
+    rows: Tensor = _GatherRows.apply(values, rank, size, group)  # type: ignore[no-untyped-call]
+    return rows
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rank: int, size: int, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        ctx.own = slice(rank * len(values), (rank + 1) * len(values))
+        parts = [torch.empty_like(values) for _ in range(size)]
+        dist.all_gather(parts, values.contiguous(), group=group)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        summed = gradient.contiguous().clone()
+        dist.all_reduce(summed, group=ctx.group)
+        return summed[ctx.own], None, None, None

@@ -18,8 +18,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,14 +30,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from higgsc.contract.jobs import MeshJob
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.train.objective.loss import LossModule
-from higgsc.train.parallel.collectives import TensorGroup
+from higgsc.train.parallel.collectives import TensorGroup, gather_rows
+from higgsc.train.parallel.contact import START_TIMEOUT, step_timeout
 from higgsc.train.parallel.tensor import Placement, divide_layers, part, placement
 
-START_TIMEOUT = timedelta(minutes=30)
-"""How long processes wait for one another at the start: one may still be downloading the base."""
-STEP_TIMEOUT = "HIGGSC_STEP_TIMEOUT"
-"""Environment variable: seconds that they wait from the first step on, 300 if not set. One that hangs longer fails the
-training on all of them."""
 _FAILED = -1
 
 
@@ -177,8 +171,7 @@ class Mesh:
         """The rows `[n, ...]` of all shares of the data, `[N, ...]`, with gradient; every process has to ask."""
         if self.data_size == 1:
             return values
-        rows: Tensor = _GatherRows.apply(values, self.data_rank, self.data_size, self._data_group)  # type: ignore[no-untyped-call]
-        return rows
+        return gather_rows(values, self.data_rank, self.data_size, self._data_group)
 
     def on_first(self, work: Callable[[], int]) -> int:
         """Let the first process do something while the others wait; every process gets its answer, 0 or above.
@@ -272,24 +265,6 @@ def _reduced(values: Tensor, operation: dist.ReduceOp.RedOpType, group: dist.Pro
     return result
 
 
-class _GatherRows(torch.autograd.Function):
-    """All-gather; what comes back for a row is the sum of what all processes have for it."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, rank: int, size: int, group: dist.ProcessGroup | None) -> Tensor:
-        ctx.group = group
-        ctx.own = slice(rank * len(values), (rank + 1) * len(values))
-        parts = [torch.empty_like(values) for _ in range(size)]
-        dist.all_gather(parts, values.contiguous(), group=group)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        summed = gradient.contiguous().clone()
-        dist.all_reduce(summed, group=ctx.group)
-        return summed[ctx.own], None, None, None
-
-
 @contextmanager
 def open_mesh(job: MeshJob, device_type: str, *, rank: int, world_size: int) -> Iterator[Mesh]:
     """Join the processes that torchrun started (`gloo` on CPUs, `nccl` on GPUs), and leave them at the end.
@@ -320,31 +295,6 @@ def device_mesh(job: MeshJob, device_type: str) -> DeviceMesh:
     """The processes as an array; ranks of a tensor group are neighbours. Needs the default process group."""
     sizes = {"replicate": job.replicate, "shard": job.shard, "tensor": job.tensor}
     return init_device_mesh(device_type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
-
-
-def step_timeout() -> timedelta:
-    """How long processes wait for one another from the first step on.
-
-    Raises:
-        StepError: If the environment says something that is no time.
-    """
-    value = os.environ.get(STEP_TIMEOUT, "300")
-    try:
-        timeout = timedelta(seconds=float(value))
-    except (ValueError, OverflowError):
-        timeout = timedelta(0)
-    if timeout < timedelta(seconds=1):
-        raise StepError(
-            f"{STEP_TIMEOUT} is `{value}`, which is not a number of seconds above 1",
-            code=ExitCode.USAGE,
-            help=f"unset it, or write {STEP_TIMEOUT}=300",
-        )
-    return timeout
-
-
-def lost_contact(error: RuntimeError) -> bool:
-    """Whether an error means that another process is gone or has not answered in time; backends have no type for it."""
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "TCPStore"))
 
 
 def _pick_device(device_type: str) -> torch.device:
