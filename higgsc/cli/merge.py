@@ -30,7 +30,7 @@ def command(
 
     The merged model is checked against base and adapter before it appears."""
     quiet_libraries()
-    from higgsc.deploy.merge import merge_adapter
+    from higgsc.deploy.merge.fold import merge_adapter
 
     report = merge_adapter(base, adapter, output, dtype=dtype, revision=revision, device=device)
     click.echo(f"merged model: {relative(output)}")

@@ -1,61 +1,41 @@
-"""Fold an adapter into its base: LoRA, DoRA, weights trained whole; tensor by tensor, checked before it is published.
+"""Fold an adapter into its base: LoRA, DoRA, weights trained whole; some rows at a time, checked, then published.
 
-Only one tensor is in memory at a time, the sum is formed in float32 whatever the files hold, and the result keeps
-the base's files, names and shards. Every tensor of the base is carried over, the text head included; a merge
-through `from_pretrained` and `save_pretrained` loses that head, since transformers loads it only when asked.
+The sum is formed in float32 whatever the files hold, and the result keeps the base's files and shards. Every tensor
+of the base is carried over, the text head included; a merge through `from_pretrained` and `save_pretrained` loses
+that head, since transformers loads it only when asked.
 """
 
 from __future__ import annotations
 
-import gc
 import json
-import logging
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 import higgsc
-from higgsc.contract.heartbeat import HeartbeatWriter
-from higgsc.contract.jobs import MergeJob, MeshJob, StepContext
-from higgsc.contract.outcome import ExitCode, StepError, StepResult
+from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.publish import publish_folder
 from higgsc.contract.receipts import sha256_file
 from higgsc.deploy.base import base_folder
-from higgsc.deploy.verify import LogitsCheck, compare_logits
-from higgsc.deploy.weights import INDEX_FILE, TensorInfo, Weights, copy_weights, open_weights
-from higgsc.train.checkpoints.checkpoint import select_checkpoint
-from higgsc.train.model.adapter import CONFIG_FILE, Adapter, open_adapter, read_tensors
-from higgsc.train.parallel.mesh import open_mesh
+from higgsc.deploy.merge.companions import copy_companions, write_card
+from higgsc.deploy.merge.fit import check_base, check_fit
+from higgsc.deploy.merge.names import Layout, check_layout, names_in, renamed
+from higgsc.deploy.merge.record import Record
+from higgsc.deploy.merge.rows import Fidelity, MergedTensor, exact_rows
+from higgsc.deploy.merge.verify import LogitsCheck, compare_logits
+from higgsc.deploy.weights import TensorInfo, Weights, open_weights, write_file, write_index
+from higgsc.train.model.adapter import Adapter, open_adapter
 
 REPORT_FILE = "merge.json"
 REPORT_SCHEMA = "higgsc.merge/v1"
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
-_COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
-"""Configuration, generation configuration, tokenizer, chat template and processor; also the licence."""
-
-logger = logging.getLogger(__name__)
-
 Progress = Callable[[int, int, str], None]
-"""Called after each tensor with how many are done, how many there are, and the tensor's name."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fidelity:
-    """How well one merged tensor is kept by the dtype it is stored in."""
-
-    change: float
-    """Frobenius norm of what the adapter changes, relative to that of the base's tensor."""
-    rounding: float
-    """Frobenius norm of what storing rounds away, relative to that of what the adapter changes.
-
-    In bfloat16 it depends on `change` alone: about 2 % at 0.1, 17 % at 0.01, 50 % at 0.003.
-    """
+"""Called as each tensor is reached, with its number from 1, how many there are, and its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +47,10 @@ class MergeReport:
     revision: str | None
     adapter_sha256: str
     dtype: Literal["bf16", "fp32"]
+    layout: Layout
     logits: LogitsCheck
     tensors: Mapping[str, Fidelity]
-    """The merged tensors, by name."""
+    """The merged tensors, by their names in the base."""
 
     @property
     def largest_rounding(self) -> float:
@@ -83,22 +64,27 @@ def merge_adapter(
     out_dir: Path,
     *,
     dtype: Literal["bf16", "fp32"],
+    layout: Layout = "transformers",
     revision: str | None = None,
     device: torch.device | str = "cpu",
+    provenance: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> MergeReport:
     """Write the merge of an adapter and its base as a model folder that plain transformers loads.
 
     The folder appears only when it is complete and its logits are those of base and adapter as PEFT computes
-    them. An earlier merge in `out_dir` is replaced.
+    them. An earlier merge in `out_dir` is replaced. A merge that was killed is gone on with, file by file, if nothing
+    it was made from has changed since; the result is the same to the byte.
 
     Args:
         base: Folder of the base (safetensors, in one file or sharded), hub id or `builtin:tiny`.
         adapter_dir: Folder of the adapter in PEFT's format.
         out_dir: The folder to write.
         dtype: Dtype of the merged model's floating-point tensors.
+        layout: Whose names and configuration the result has: transformers', or the first release's.
         revision: Commit, tag or branch of the base on the hub.
-        device: Where the logits are compared, one model at a time in float32: 23 GB for the released base.
+        device: Where the logits are compared.
+        provenance: More lines for the model card, by what they say.
         progress: Told about every tensor.
 
     Raises:
@@ -109,33 +95,25 @@ def merge_adapter(
     adapter = open_adapter(adapter_dir)
     base_dir = base_folder(str(base), revision, root=Path.cwd())
     weights = open_weights(base_dir)
-    _check_fit(adapter, weights)
-    fidelities: dict[str, Fidelity] = {}
-    done = 0
-
-    def merged(info: TensorInfo, weight: torch.Tensor) -> torch.Tensor:
-        nonlocal done
-        result = weight
-        exact = _exact(adapter, info.name, weight)
-        if exact is not None:
-            result, fidelities[info.name] = _store(weight, exact, DTYPES[dtype])
-        done += 1
-        if progress is not None:
-            progress(done, len(weights.tensors), info.name)
-        return result
-
-    with publish_folder(out_dir, marker=REPORT_FILE) as folder:
-        _copy_companions(base_dir, folder, DTYPES[dtype])
-        copy_weights(weights, folder, dtype=DTYPES[dtype], change=merged)
-        gc.collect()
-        check = compare_logits(base_dir, adapter_dir, folder, dtype=DTYPES[dtype], device=torch.device(device))
+    config = check_base(weights)
+    check_fit(adapter, weights)
+    check_layout(weights, layout)
+    adapter_sha256 = sha256_file(adapter.weights_path)
+    record = Record.of(weights, adapter_sha256, dtype=dtype, layout=layout)
+    with publish_folder(out_dir, marker=REPORT_FILE, goes_on_from=record.is_of) as folder:
+        tensors = _write_weights(
+            adapter, weights, folder, record, dtype=DTYPES[dtype], layout=layout, progress=progress
+        )
+        merged = renamed(open_weights(folder), layout)
+        check = compare_logits(config, weights, adapter_dir, merged, dtype=DTYPES[dtype], device=torch.device(device))
         report = MergeReport(
             base=adapter.base,
             revision=adapter.revision,
-            adapter_sha256=sha256_file(adapter.weights_path),
+            adapter_sha256=adapter_sha256,
             dtype=dtype,
+            layout=layout,
             logits=check,
-            tensors=fidelities,
+            tensors=dict(sorted(tensors.items())),
         )
         if not check.passed:
             raise StepError(
@@ -146,129 +124,60 @@ def merge_adapter(
                 path=adapter.weights_path,
                 help="merge in fp32 to rule out rounding; if it differs there too, please report it",
             )
+        copy_companions(base_dir, folder, config, DTYPES[dtype], layout)
+        write_card(folder, _facts(report, provenance or {}), base=adapter.base, layout=layout)
         text = json.dumps({"schema": REPORT_SCHEMA, "higgsc": higgsc.__version__, **asdict(report)}, indent=2)
         (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+        record.remove(folder)
     return report
 
 
-def _exact(adapter: Adapter, name: str, weight: torch.Tensor) -> torch.Tensor | None:
-    """A merged tensor in float32, in the order of PEFT's own operations; None for one that the adapter leaves alone."""
-    if name in adapter.full:
-        return read_tensors(adapter, adapter.full[name])[0]
-    layer = adapter.layers.get(name)
-    if layer is None:
-        return None
-    a, b = read_tensors(adapter, layer.key_a, layer.key_b)
-    merged = (b @ a).mul_(layer.scale).add_(weight.float())
-    if layer.key_magnitude is None:
-        return merged
-    (magnitude,) = read_tensors(adapter, layer.key_magnitude)
-    return merged.mul_((magnitude / torch.linalg.norm(merged, dim=1)).view(-1, 1))
-
-
-def _store(weight: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, Fidelity]:
-    original, stored = weight.float(), exact.to(dtype)
-    change = float((exact - original).norm())
-    rounding = float((stored.float() - exact).norm()) / change if change else 0.0
-    return stored, Fidelity(change=change / max(float(original.norm()), 1e-30), rounding=rounding)
-
-
-def _check_fit(adapter: Adapter, weights: Weights) -> None:
-    for name, layer in adapter.layers.items():
-        info = weights.tensors.get(name)
-        if info is None:
-            raise StepError(
-                f"tensor {layer.key_a!r} adapts `{layer.module}`, which the base at {weights.folder} does not have",
-                path=adapter.weights_path,
-                help="the adapter was trained on another model, or on the original implementation's names",
-            )
-        if info.shape != layer.shape:
-            raise StepError(
-                f"tensors {layer.key_a!r} and {layer.key_b!r} make a change of shape {list(layer.shape)}, "
-                f"but `{name}` in {weights.folder / info.file} has {list(info.shape)}",
-                path=adapter.weights_path,
-                help="the adapter was trained on a base of another size",
-            )
-    for name, key in adapter.full.items():
-        if name not in weights.tensors:
-            raise StepError(
-                f"tensor {key!r} replaces `{name}`, which the base at {weights.folder} does not have",
-                path=adapter.weights_path,
-                help="the adapter was trained on another model",
-            )
-        info, (tensor,) = weights.tensors[name], read_tensors(adapter, key)
-        if tuple(tensor.shape) != info.shape:
-            raise StepError(
-                f"tensor {key!r} has shape {list(tensor.shape)}, but `{name}` in {weights.folder / info.file} has "
-                f"{list(info.shape)}",
-                path=adapter.weights_path,
-                help="the adapter was trained on a base of another size",
-            )
-
-
-def _copy_companions(base: Path, folder: Path, dtype: torch.dtype) -> None:
-    """Everything beside the weights; the configuration says in which dtype they are."""
-    for pattern in _COPIED:
-        for path in sorted(base.glob(pattern)):
-            if path.is_file() and path.name not in (INDEX_FILE, REPORT_FILE):
-                shutil.copyfile(path, folder / path.name)
-    path = folder / "config.json"
-    if not path.is_file():
-        raise StepError("the base has no config.json", code=ExitCode.MISSING_INPUT, path=base)
-    try:
-        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise StepError(f"the base's configuration is not JSON: {error}", path=base / "config.json") from error
-    config.pop("torch_dtype", None)  # the name of `dtype` before transformers 4.56
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def run(job: MergeJob, context: StepContext) -> StepResult:
-    """Merge the selected checkpoint's adapter.
-
-    Raises:
-        StepError: See `merge_adapter`; also if there is no checkpoint, or it was trained on another base.
-    """
-    checkpoint = select_checkpoint(context.path(job.checkpoints), job.select, by=job.best)
-    adapter = open_adapter(checkpoint.adapter)
-    if (adapter.base, adapter.revision) != (job.model.base, job.model.revision):
-        raise StepError(
-            f"the adapter was trained on `{adapter.base}` at revision {adapter.revision}, "
-            f"but the job merges it into `{job.model.base}` at revision {job.model.revision}",
-            path=checkpoint.adapter / CONFIG_FILE,
-            help="run the train step again, or build the spec that the adapter was trained with",
-        )
-    base = base_folder(job.model.base, job.model.revision, root=context.root)
-    heartbeat = HeartbeatWriter(context.path(job.run), "merge", unit="tensors", total=len(open_weights(base).tensors))
-    out = context.path(job.merged)
-    alone = MeshJob(replicate=1, shard=1)
-    with open_mesh(alone, job.device, rank=context.rank, world_size=context.world_size) as mesh:
-        report = merge_adapter(
-            base,
-            checkpoint.adapter,
-            out,
-            dtype=job.dtype,
-            device=mesh.device,
-            progress=lambda done, total, name: heartbeat.beat(done, name, force=done == total),
-        )
+def _facts(report: MergeReport, provenance: Mapping[str, str]) -> dict[str, str]:
+    """What the model card says of where the model comes from."""
+    at = "" if report.revision is None else f", revision {report.revision}"
     check = report.logits
-    logger.info(
-        "merged %s: largest logit difference %.3g, of an adapter effect of %.3g; rounding of at most %.2g of a change",
-        checkpoint.path.name, check.max_difference, check.adapter_effect, report.largest_rounding,
-    )  # fmt: skip
-    return StepResult(
-        summary=f"{checkpoint.path.name} merged in {job.dtype}, {len(report.tensors)} tensors changed, "
-        f"logits within {check.max_difference:.2g}",
-        inputs=tuple(path for path in sorted(checkpoint.path.rglob("*")) if path.is_file()),
-        outputs=(out,),
-        figures={
-            "merge/checkpoint_step": checkpoint.step,
-            "merge/tensors": len(report.tensors),
-            "merge/max_logit_difference": check.max_difference,
-            "merge/max_logit_difference_to_peft": check.max_difference_to_peft,
-            "merge/largest_logit": check.largest_logit,
-            "merge/adapter_effect": check.adapter_effect,
-            "merge/largest_rounding": report.largest_rounding,
-        },
-    )
+    return {
+        **({} if report.base is None else {"base": f"{report.base}{at}"}),
+        **provenance,
+        "adapter (SHA-256)": report.adapter_sha256,
+        "stored in": f"{report.dtype}; up to {report.largest_rounding:.1%} of a tensor's change is rounded away",
+        "checked": f"logits of up to {check.largest_logit:.3g} within {check.max_difference:.2g} of base and adapter",
+        "merged by": f"higgsc {higgsc.__version__}",
+    }
+
+
+def _write_weights(
+    adapter: Adapter,
+    weights: Weights,
+    folder: Path,
+    record: Record,
+    *,
+    dtype: torch.dtype,
+    layout: Layout,
+    progress: Progress | None,
+) -> dict[str, Fidelity]:
+    """Write the files that are not there yet."""
+    found = record.files(folder)
+    total, done = len(weights.tensors), 0
+    for file in weights.files:
+        if file in found:
+            done += sum(info.file == file for info in weights.tensors.values())
+            continue
+        tensors: dict[str, MergedTensor] = {}
+
+        def change(info: TensorInfo, tensors: dict[str, MergedTensor] = tensors) -> MergedTensor | None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done, total, info.name)
+            exact = exact_rows(adapter, info)
+            if exact is None:
+                return None
+            tensors[info.name] = MergedTensor(exact, dtype)
+            return tensors[info.name]
+
+        write_file(weights, file, folder, dtype=dtype, change=change, rename=names_in(layout))
+        found[file] = {name: tensor.fidelity for name, tensor in tensors.items()}
+        record.write(folder, found)
+    write_index(weights, folder, dtype=dtype, rename=names_in(layout))
+    return {name: fidelity for of_file in found.values() for name, fidelity in of_file.items()}
