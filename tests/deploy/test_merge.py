@@ -371,26 +371,6 @@ def test_interruption_keeps_an_earlier_merge(base: Path, make_adapter: MakeAdapt
     assert {path.name: path.read_bytes() for path in merged.iterdir()} == before
 
 
-@pytest.mark.slow
-def test_killed_process_leaves_no_output_and_does_not_block_the_next(
-    base: Path, make_adapter: MakeAdapter, tmp_path: Path
-) -> None:
-    adapter, merged = make_adapter(), tmp_path / "merged"
-    script = """if True:
-        import os, pathlib, signal, sys
-        from higgsc.deploy.merge.fold import merge_adapter
-        base, adapter, merged = map(pathlib.Path, sys.argv[1:])
-        kill = lambda done, total, name: done == total // 2 and os.kill(os.getpid(), signal.SIGKILL)
-        merge_adapter(base, adapter, merged, dtype="fp32", progress=kill)
-    """
-    root = Path(__file__).parents[2]
-    ended = subprocess.run([sys.executable, "-c", script, str(base), str(adapter), str(merged)], cwd=root, check=False)
-    assert ended.returncode == -9
-    assert not merged.exists()
-    merge_adapter(base, adapter, merged, dtype="fp32")
-    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "merged"}
-
-
 def test_other_folders_are_never_replaced(base: Path, make_adapter: MakeAdapter, tmp_path: Path) -> None:
     precious = tmp_path / "merged" / "thesis.txt"
     precious.parent.mkdir()

@@ -9,6 +9,7 @@ from higgsc.contract.jobs import MergeJob, MeshJob, StepContext
 from higgsc.contract.outcome import StepError, StepResult
 from higgsc.deploy.base import base_folder
 from higgsc.deploy.merge.fold import merge_adapter
+from higgsc.deploy.merge.source import of_checkpoint
 from higgsc.deploy.weights import open_weights
 from higgsc.train.checkpoints.checkpoint import select_checkpoint
 from higgsc.train.model.adapter import CONFIG_FILE, open_adapter
@@ -43,9 +44,15 @@ def run(job: MergeJob, context: StepContext) -> StepResult:
             out,
             dtype=job.dtype,
             device=mesh.device,
+            provenance=of_checkpoint(checkpoint).facts,
             progress=lambda done, total, name: heartbeat.beat(done, name, force=done == total),
         )
     check = report.logits
+    if report.largest_rounding > report.ROUNDING_WORTH_A_WORD:
+        logger.warning(
+            "storing in %s rounds up to %.0f %% of a tensor's change away; `merge: {dtype: fp32}` keeps it",
+            job.dtype, 100 * report.largest_rounding,
+        )  # fmt: skip
     logger.info(
         "merged %s: largest logit difference %.3g, of an adapter effect of %.3g; rounding of at most %.2g of a change",
         checkpoint.path.name, check.max_difference, check.adapter_effect, report.largest_rounding,
