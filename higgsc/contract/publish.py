@@ -115,17 +115,18 @@ def _put_in_place(partial: Path, folder: Path) -> None:
         if replaced.exists() and not folder.exists():
             replaced.rename(folder)
         raise
-    _flush(folder.parent)
+    flush_file(folder.parent)
     _remove(replaced)
 
 
 def _flush_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _flush(path)
-    _flush(folder)
+        flush_file(path)
+    flush_file(folder)
 
 
-def _flush(path: Path) -> None:
+def flush_file(path: Path) -> None:
+    """Wait until a file's or a folder's content is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

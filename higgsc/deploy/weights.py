@@ -13,6 +13,7 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,8 +26,8 @@ from higgsc.contract.outcome import ExitCode, StepError
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-BLOCK_VALUES = 2**20
-"""Values of a tensor that are worked on at a time: 4 MB in float32, which stays in a processor's cache."""
+BLOCK_VALUES = 2**18
+"""Values of a tensor that are worked on at a time: 1 MB in float32, which stays in a processor's cache."""
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -86,15 +87,16 @@ class Weights:
         Raises:
             StepError: The file has become shorter than its header says (65).
         """
-        size = (end - first) * info.row_values * info.dtype.itemsize
-        buffer = bytearray(size)
+        rows = torch.empty((end - first, *info.shape[1:]) if info.shape else (), dtype=info.dtype)
+        buffer = rows.reshape(-1).view(torch.uint8).numpy().data
         with (self.folder / info.file).open("rb", buffering=0) as file:
             file.seek(info.start + first * info.row_values * info.dtype.itemsize)
-            read = file.readinto(buffer)
-        if read != size:
-            raise StepError("the file ends in the middle of a tensor", path=self.folder / info.file)
-        flat = torch.frombuffer(buffer, dtype=info.dtype) if size else torch.empty(0, dtype=info.dtype)
-        return flat.reshape(end - first, *info.shape[1:]) if info.shape else flat.reshape(())
+            while len(buffer):
+                read = file.readinto(buffer)
+                if not read:
+                    raise StepError("the file ends in the middle of a tensor", path=self.folder / info.file)
+                buffer = buffer[read:]
+        return rows
 
 
 def open_weights(folder: Path) -> Weights:
@@ -130,9 +132,11 @@ def open_weights(folder: Path) -> Weights:
     return Weights(folder=folder, tensors=tensors, files=files, index=index)
 
 
-Change = Callable[[TensorInfo], Callable[[torch.Tensor, int, int], torch.Tensor] | None]
-"""Asked of each tensor: what makes new rows of its rows, given the first one's number and the number after the last;
-None for a tensor that stays."""
+Rows = Callable[[torch.Tensor, int, int], torch.Tensor]
+"""Makes new rows of a tensor's rows, given the first one's number and the number after the last."""
+
+Change = Callable[[TensorInfo], Rows | None]
+"""Asked of each tensor: what makes its new rows; None for a tensor that stays."""
 
 
 def write_file(
@@ -164,21 +168,43 @@ def write_file(
     )
     with safe_open(weights.folder / file, "pt") as opened:
         metadata = opened.metadata()
-    with (weights.folder / file).open("rb") as source, (folder / file).open("wb") as target:
-        target.write(_header(infos, dtype, metadata, rename))
-        target.flush()
+    header = _header(infos, dtype, metadata, rename)
+    with (weights.folder / file).open("rb") as source, (folder / file).open("wb", buffering=0) as target:
+        target.write(header)
+        at = len(header)
         for info in infos:
             made, stored = change(info), info.stored_as(dtype)
+            size = math.prod(info.shape) * stored.itemsize
             if made is None and stored == info.dtype:
-                _copy_bytes(source, target, info.start, math.prod(info.shape) * stored.itemsize)
-                continue
-            for first, end in info.blocks():
-                rows = weights.read(info, first, end)
-                result = (rows if made is None else made(rows, first, end)).to(stored).contiguous()
-                assert result.shape == rows.shape, f"{info.name}: {tuple(result.shape)} for {tuple(rows.shape)}"
-                target.write(result.reshape(-1).view(torch.uint8).numpy().data)
-            target.flush()
-        os.fsync(target.fileno())
+                _copy_bytes(source, info.start, target, at, size)
+            else:
+                _write_blocks(weights, info, made, target, at, stored)
+            at += size
+
+
+def _write_blocks(
+    weights: Weights, info: TensorInfo, made: Rows | None, target: BinaryIO, start: int, dtype: torch.dtype
+) -> None:
+    """Write a tensor that changes, its blocks by as many threads as torch has."""
+
+    def write(block: tuple[int, int]) -> None:
+        first, end = block
+        rows = weights.read(info, first, end)
+        result = (rows if made is None else made(rows, first, end)).to(dtype).contiguous()
+        assert result.shape == rows.shape, f"{info.name}: {tuple(result.shape)} for {tuple(rows.shape)}"
+        data, at = result.reshape(-1).view(torch.uint8).numpy().data, start + first * info.row_values * dtype.itemsize
+        while data:
+            written = os.pwrite(target.fileno(), data, at)
+            data, at = data[written:], at + written
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # each of ours works alone: a block is too small to be divided
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(write, info.blocks()):
+                pass
+    finally:
+        torch.set_num_threads(threads)
 
 
 def write_index(weights: Weights, folder: Path, *, dtype: torch.dtype, rename: Callable[[str], str]) -> None:
@@ -192,20 +218,20 @@ def write_index(weights: Weights, folder: Path, *, dtype: torch.dtype, rename: C
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _copy_bytes(source: BinaryIO, target: BinaryIO, start: int, count: int) -> None:
-    """Append bytes of one file to another without reading them into the process."""
-    at, end = start, start + count
-    while at < end:
+def _copy_bytes(source: BinaryIO, start: int, target: BinaryIO, at: int, size: int) -> None:
+    """Copy bytes of one file to another without reading them into the process."""
+    end = start + size
+    while start < end:
         try:
-            copied = os.copy_file_range(source.fileno(), target.fileno(), end - at, at)
+            copied = os.copy_file_range(source.fileno(), target.fileno(), end - start, start, at)
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            copied = os.sendfile(target.fileno(), source.fileno(), at, end - at)  # between two file systems
+            target.seek(at)
+            copied = os.sendfile(target.fileno(), source.fileno(), start, end - start)  # between two file systems
         if copied == 0:
-            raise StepError("the file ends in the middle of a tensor", path=source.name)
-        at += copied
-    target.seek(0, os.SEEK_END)
+            raise StepError("the file ends in the middle of a tensor", path=Path(source.name))
+        start, at = start + copied, at + copied
 
 
 def _header(

@@ -17,7 +17,7 @@ import torch
 
 import higgsc
 from higgsc.contract.outcome import ExitCode, StepError
-from higgsc.contract.publish import publish_folder
+from higgsc.contract.publish import flush_file, publish_folder
 from higgsc.contract.receipts import sha256_file
 from higgsc.deploy.base import base_folder
 from higgsc.deploy.merge.companions import copy_companions, write_card
@@ -104,9 +104,7 @@ def merge_adapter(
     adapter_sha256 = sha256_file(adapter.weights_path)
     record = Record.of(weights, adapter_sha256, dtype=dtype, layout=layout)
     with publish_folder(out_dir, marker=REPORT_FILE, goes_on_from=record.is_of) as folder:
-        tensors = _write_weights(
-            adapter, weights, folder, record, dtype=DTYPES[dtype], layout=layout, progress=progress
-        )
+        tensors = write_weights(adapter, weights, folder, record, dtype=DTYPES[dtype], layout=layout, progress=progress)
         merged = renamed(open_weights(folder), layout)
         check = compare_logits(config, weights, adapter_dir, merged, dtype=DTYPES[dtype], device=torch.device(device))
         report = MergeReport(
@@ -149,7 +147,7 @@ def _facts(report: MergeReport, provenance: Mapping[str, str]) -> dict[str, str]
     }
 
 
-def _write_weights(
+def write_weights(
     adapter: Adapter,
     weights: Weights,
     folder: Path,
@@ -180,6 +178,7 @@ def _write_weights(
             return tensors[info.name]
 
         write_file(weights, file, folder, dtype=dtype, change=change, rename=names_in(layout))
+        flush_file(folder / file)
         found[file] = {name: tensor.fidelity for name, tensor in tensors.items()}
         record.write(folder, found)
     write_index(weights, folder, dtype=dtype, rename=names_in(layout))

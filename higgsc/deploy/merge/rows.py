@@ -21,7 +21,7 @@ from higgsc.deploy.weights import TensorInfo
 from higgsc.train.model.adapter import Adapter, LoraLayer, read_tensors
 
 Exact = Callable[[Tensor, int, int], Tensor]
-"""New rows, float32 `[end - first, in]`, from those of the base in float32, `first` and `end`."""
+"""New rows, float32 `[end - first, ...]`, from those of the base in float32, `first` and `end`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,36 +41,38 @@ class MergedTensor:
     """One tensor on its way through a merge: gives rows to store, and keeps count of what rounding costs."""
 
     def __init__(self, exact: Exact, dtype: torch.dtype) -> None:
-        """Start with the first row.
+        """Start with no rows.
 
         Args:
             exact: What the adapter makes of rows.
             dtype: What is stored.
         """
         self._exact, self._dtype = exact, dtype
-        self._original = self._changed = self._rounded = 0.0
+        self._squares: dict[int, tuple[float, float, float]] = {}
 
     def __call__(self, rows: Tensor, first: int, end: int) -> Tensor:
-        """Rows to store, from those of the base; see `higgsc.deploy.weights.Change`."""
-        original = rows.float()
+        """Rows to store, from those of the base; several threads may ask. See `higgsc.deploy.weights.Change`."""
+        original = rows.float()  # once: operations on two dtypes convert behind the scenes, every time
         exact = self._exact(original, first, end)
-        stored = exact.to(self._dtype)
-        self._original += _square(original)
-        self._changed += _square(exact - original)
-        self._rounded += _square(stored.float() - exact)
+        stored = exact.to(self._dtype, copy=True)
+        rounded = _square(stored.float().sub_(exact)) if stored.dtype != exact.dtype else 0.0
+        self._squares[first] = _square(original), _square(exact.sub_(original)), rounded
         return stored
 
     @property
     def fidelity(self) -> Fidelity:
-        """Of the rows so far."""
+        """Of the rows so far, whatever their order was."""
+        blocks = [square for _, square in sorted(self._squares.items())]
+        original, changed, rounded = (sum(column) for column in zip(*blocks, strict=True))
         return Fidelity(
-            change=math.sqrt(self._changed) / max(math.sqrt(self._original), 1e-30),
-            rounding=math.sqrt(self._rounded / self._changed) if self._changed else 0.0,
+            change=math.sqrt(changed) / max(math.sqrt(original), 1e-30),
+            rounding=math.sqrt(rounded / changed) if changed else 0.0,
         )
 
 
 def _square(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor)) ** 2
+    flat = tensor.reshape(-1)
+    return float(torch.dot(flat, flat))
 
 
 def exact_rows(adapter: Adapter, info: TensorInfo) -> Exact | None:
@@ -81,19 +83,27 @@ def exact_rows(adapter: Adapter, info: TensorInfo) -> Exact | None:
     """
     if info.name in adapter.full:
         (whole,) = read_tensors(adapter, adapter.full[info.name])
-        return lambda rows, first, end: whole[first:end]
+        return lambda rows, first, end: whole[first:end].clone()
     layer = adapter.layers.get(info.name)
     return None if layer is None else _lora(adapter, layer)
 
 
 def _lora(adapter: Adapter, layer: LoraLayer) -> Exact:
     a, b = read_tensors(adapter, layer.key_a, layer.key_b)
+    scale = layer.scale
+    if math.frexp(scale)[0] == 0.5:  # a power of two rounds nothing, wherever it is multiplied
+        b, scale = b * scale, 1.0
+
+    def plain(rows: Tensor, first: int, end: int) -> Tensor:
+        product = b[first:end] @ a
+        return (product if scale == 1 else product.mul_(scale)).add_(rows)
+
     if layer.key_magnitude is None:
-        return lambda rows, first, end: (b[first:end] @ a).mul_(layer.scale).add_(rows)
+        return plain
     (magnitude,) = read_tensors(adapter, layer.key_magnitude)
 
     def dora(rows: Tensor, first: int, end: int) -> Tensor:
-        merged = (b[first:end] @ a).mul_(layer.scale).add_(rows)
+        merged = plain(rows, first, end)
         return merged.mul_((magnitude[first:end] / torch.linalg.norm(merged, dim=1)).view(-1, 1))
 
     return dora
