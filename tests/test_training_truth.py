@@ -44,7 +44,7 @@ from higgsc.contract.jobs import (  # noqa: E402
 from higgsc.data import prepare  # noqa: E402
 from higgsc.data.delay import IGNORE  # noqa: E402
 from higgsc.data.store import Store  # noqa: E402
-from higgsc.deploy import merge  # noqa: E402
+from higgsc.deploy.merge import step as merge  # noqa: E402
 from higgsc.train import step  # noqa: E402
 from higgsc.train.rows import assemble  # noqa: E402
 

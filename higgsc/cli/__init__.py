@@ -37,7 +37,18 @@ COMMANDS = {
 }
 
 
-TRAIN_EXTRA = {"msgspec", "numpy", "peft", "safetensors", "soundfile", "soxr", "tensorboard", "torch", "transformers"}
+TRAIN_EXTRA = {
+    "accelerate",
+    "msgspec",
+    "numpy",
+    "peft",
+    "safetensors",
+    "soundfile",
+    "soxr",
+    "tensorboard",
+    "torch",
+    "transformers",
+}
 """What the extra `train` brings; a login node does without."""
 
 

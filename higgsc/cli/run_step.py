@@ -75,9 +75,9 @@ def _carry_out(job: jobs.Job, context: StepContext, shard: int | None) -> StepRe
 
             return step.run(job, context)
         case jobs.MergeJob():
-            from higgsc.deploy import merge
+            from higgsc.deploy.merge import step as merge_step
 
-            return merge.run(job, context)
+            return merge_step.run(job, context)
         case jobs.EvaluateJob():
             from higgsc.deploy import evaluate
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,17 +25,21 @@ _REFUSED = (
 
 
 @contextmanager
-def publish_folder(folder: Path, *, marker: str) -> Iterator[Path]:
+def publish_folder(
+    folder: Path, *, marker: str, goes_on_from: Callable[[Path], bool] = lambda partial: False
+) -> Iterator[Path]:
     """Give out an empty folder to write into, and put it in place when the block ends well.
 
     The folder lies beside its destination, as `.<name>.partial`, so that putting it in place is a rename. When
-    the block raises, whatever it is, nothing is left. After a killed process the partial folder is left; the
-    next call removes it.
+    the block raises, nothing is left. After a killed process the partial folder is left; the next call removes it,
+    or goes on from it.
 
     Args:
         folder: The destination. An earlier result is replaced, and stays until the new one is complete.
         marker: Name of a file that every such result holds. A folder without it was made by something else
             and is never replaced.
+        goes_on_from: Asked about a partial folder that was left: whether it is of use. What is, is given out as it
+            is, and is also left when the block is interrupted.
 
     Raises:
         StepError: The destination holds something else (2), or the disk is full or not writable (74).
@@ -49,8 +53,9 @@ def publish_folder(folder: Path, *, marker: str) -> Iterator[Path]:
         )
     partial = folder.with_name(f".{folder.name}.partial")
     try:
-        _remove(partial)
-        partial.mkdir(parents=True)
+        if not (partial.is_dir() and goes_on_from(partial)):
+            _remove(partial)
+            partial.mkdir(parents=True)
         yield partial
         _flush_tree(partial)
         _put_in_place(partial, folder)
@@ -59,8 +64,10 @@ def publish_folder(folder: Path, *, marker: str) -> Iterator[Path]:
         if (refused := refused_by_disk(error, folder)) is not None:
             raise refused from error
         raise
-    except BaseException:  # an interruption counts: whatever the cause, no half of a result stays
-        _remove(partial)
+    except BaseException as error:
+        # An interruption counts: no half of a result stays, unless the next call can use it.
+        if isinstance(error, Exception) or not (partial.is_dir() and goes_on_from(partial)):
+            _remove(partial)
         raise
 
 
@@ -108,17 +115,18 @@ def _put_in_place(partial: Path, folder: Path) -> None:
         if replaced.exists() and not folder.exists():
             replaced.rename(folder)
         raise
-    _flush(folder.parent)
+    flush_file(folder.parent)
     _remove(replaced)
 
 
 def _flush_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _flush(path)
-    _flush(folder)
+        flush_file(path)
+    flush_file(folder)
 
 
-def _flush(path: Path) -> None:
+def flush_file(path: Path) -> None:
+    """Wait until a file's or a folder's content is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

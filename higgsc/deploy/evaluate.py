@@ -29,7 +29,7 @@ from higgsc.data.places import fetch_store
 from higgsc.data.store import STORE_FILE, Store
 from higgsc.deploy.base import folder_ref, stored_dtype
 from higgsc.deploy.generate import Speaker
-from higgsc.deploy.merge import REPORT_FILE as MERGE_FILE
+from higgsc.deploy.merge.fold import REPORT_FILE as MERGE_FILE
 from higgsc.train.model.build import load_base
 from higgsc.train.objective.loss import LossModule
 from higgsc.train.objective.validate import ValidationLosses, validation_losses

@@ -1,19 +1,22 @@
-"""A checkpoint's weights in safetensors, one file or sharded, read and written one tensor at a time.
+"""A checkpoint's weights in safetensors, one file or sharded, read and written some rows at a time.
 
 A safetensors file is the length of a JSON header (8 bytes, little-endian), the header, and the tensors' bytes;
-see https://github.com/huggingface/safetensors#format. `safetensors.torch.save_file` wants all tensors of a file
-in memory at once; here a file is written while only one of them is.
+see https://github.com/huggingface/safetensors#format. The library wants a tensor in memory as a whole, and all of a
+file to write it; the largest of the released model has 1.6 GB in float32. Here it is blocks of a few megabytes.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +25,9 @@ from higgsc.contract.outcome import ExitCode, StepError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+
+BLOCK_VALUES = 2**18
+"""Values of a tensor that are worked on at a time: 1 MB in float32, which stays in a processor's cache."""
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -40,10 +46,27 @@ class TensorInfo:
     """Name of the file that holds it."""
     shape: tuple[int, ...]
     dtype: torch.dtype
+    start: int
+    """Where its bytes begin in the file."""
+
+    @property
+    def rows(self) -> int:
+        """Length of the first dimension; a scalar is a row."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def row_values(self) -> int:
+        return math.prod(self.shape[1:])
 
     def stored_as(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype it takes in a checkpoint of `dtype`: integers keep theirs."""
         return dtype if self.dtype.is_floating_point else self.dtype
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """First row and the one after the last of each block; all but the last are of one size, which depends on
+        the shape alone."""
+        size = max(1, BLOCK_VALUES // max(1, self.row_values))
+        return ((first, min(first + size, self.rows)) for first in range(0, self.rows, size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +78,25 @@ class Weights:
     files: tuple[str, ...]
     index: Mapping[str, Any] | None
     """The index of a sharded checkpoint, as stored."""
+
+    def read(self, info: TensorInfo, first: int, end: int) -> torch.Tensor:
+        """Rows of a tensor, as stored, `[end - first, ...]`.
+
+        They are read, not mapped: mapped pages of a file count as the process's memory while they are cached.
+
+        Raises:
+            StepError: The file has become shorter than its header says (65).
+        """
+        rows = torch.empty((end - first, *info.shape[1:]) if info.shape else (), dtype=info.dtype)
+        buffer = rows.reshape(-1).view(torch.uint8).numpy().data
+        with (self.folder / info.file).open("rb", buffering=0) as file:
+            file.seek(info.start + first * info.row_values * info.dtype.itemsize)
+            while len(buffer):
+                read = file.readinto(buffer)
+                if not read:
+                    raise StepError("the file ends in the middle of a tensor", path=self.folder / info.file)
+                buffer = buffer[read:]
+        return rows
 
 
 def open_weights(folder: Path) -> Weights:
@@ -90,48 +132,117 @@ def open_weights(folder: Path) -> Weights:
     return Weights(folder=folder, tensors=tensors, files=files, index=index)
 
 
-def copy_weights(
+Rows = Callable[[torch.Tensor, int, int], torch.Tensor]
+"""Makes new rows of a tensor's rows, given the first one's number and the number after the last."""
+
+Change = Callable[[TensorInfo], Rows | None]
+"""Asked of each tensor: what makes its new rows; None for a tensor that stays."""
+
+
+def write_file(
     weights: Weights,
+    file: str,
     folder: Path,
     *,
     dtype: torch.dtype,
-    change: Callable[[TensorInfo, torch.Tensor], torch.Tensor],
+    change: Change,
+    rename: Callable[[str], str] = lambda name: name,
 ) -> None:
-    """Write a checkpoint's weights with the same files and names, each tensor passed through `change`.
+    """Write one file of a checkpoint again, block by block.
+
+    What neither changes nor becomes another dtype is copied within the kernel, on file systems that can share
+    blocks without being copied at all.
 
     Args:
         weights: The source.
-        folder: Where to write; its files of these names are replaced.
+        file: One of `weights.files`.
+        folder: Where to write; a file of that name is replaced.
         dtype: Dtype of the floating-point tensors written.
-        change: Takes a tensor as stored and returns one of the same shape, in any floating dtype.
+        change: What to do with a tensor; the rows it returns may be of any floating dtype.
+        rename: A tensor's name in the new file.
     """
-    for file in weights.files:
-        # Descending item size keeps every tensor aligned to its item size, as the safetensors library does.
-        infos = sorted(
-            (info for info in weights.tensors.values() if info.file == file),
-            key=lambda info: (-info.stored_as(dtype).itemsize, info.name),
-        )
-        with safe_open(weights.folder / file, "pt") as source, (folder / file).open("wb") as target:
-            target.write(_header(infos, dtype, source.metadata()))
-            for info in infos:
-                tensor = change(info, source.get_tensor(info.name)).to(info.stored_as(dtype)).contiguous()
-                assert tuple(tensor.shape) == info.shape, f"{info.name}: {tuple(tensor.shape)} for {info.shape}"
-                target.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    if weights.index is not None:
-        size = sum(math.prod(info.shape) * info.stored_as(dtype).itemsize for info in weights.tensors.values())
-        metadata = {**(weights.index.get("metadata") or {}), "total_size": size}
-        (folder / INDEX_FILE).write_text(
-            json.dumps({**weights.index, "metadata": metadata}, indent=2) + "\n", encoding="utf-8"
-        )
+    # Descending item size keeps every tensor aligned to its item size, as the safetensors library does.
+    infos = sorted(
+        (info for info in weights.tensors.values() if info.file == file),
+        key=lambda info: (-info.stored_as(dtype).itemsize, rename(info.name)),
+    )
+    with safe_open(weights.folder / file, "pt") as opened:
+        metadata = opened.metadata()
+    header = _header(infos, dtype, metadata, rename)
+    with (weights.folder / file).open("rb") as source, (folder / file).open("wb", buffering=0) as target:
+        target.write(header)
+        at = len(header)
+        for info in infos:
+            made, stored = change(info), info.stored_as(dtype)
+            size = math.prod(info.shape) * stored.itemsize
+            if made is None and stored == info.dtype:
+                _copy_bytes(source, info.start, target, at, size)
+            else:
+                _write_blocks(weights, info, made, target, at, stored)
+            at += size
 
 
-def _header(infos: list[TensorInfo], dtype: torch.dtype, metadata: Mapping[str, str] | None) -> bytes:
+def _write_blocks(
+    weights: Weights, info: TensorInfo, made: Rows | None, target: BinaryIO, start: int, dtype: torch.dtype
+) -> None:
+    """Write a tensor that changes, its blocks by as many threads as torch has."""
+
+    def write(block: tuple[int, int]) -> None:
+        first, end = block
+        rows = weights.read(info, first, end)
+        result = (rows if made is None else made(rows, first, end)).to(dtype).contiguous()
+        assert result.shape == rows.shape, f"{info.name}: {tuple(result.shape)} for {tuple(rows.shape)}"
+        data, at = result.reshape(-1).view(torch.uint8).numpy().data, start + first * info.row_values * dtype.itemsize
+        while data:
+            written = os.pwrite(target.fileno(), data, at)
+            data, at = data[written:], at + written
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # each of ours works alone: a block is too small to be divided
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(write, info.blocks()):
+                pass
+    finally:
+        torch.set_num_threads(threads)
+
+
+def write_index(weights: Weights, folder: Path, *, dtype: torch.dtype, rename: Callable[[str], str]) -> None:
+    """Write the index of a sharded checkpoint again; nothing for one in a single file."""
+    if weights.index is None:
+        return
+    size = sum(math.prod(info.shape) * info.stored_as(dtype).itemsize for info in weights.tensors.values())
+    metadata = {**(weights.index.get("metadata") or {}), "total_size": size}
+    names = {rename(name): file for name, file in weights.index["weight_map"].items()}
+    index = {**weights.index, "metadata": metadata, "weight_map": names}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _copy_bytes(source: BinaryIO, start: int, target: BinaryIO, at: int, size: int) -> None:
+    """Copy bytes of one file to another without reading them into the process."""
+    end = start + size
+    while start < end:
+        try:
+            copied = os.copy_file_range(source.fileno(), target.fileno(), end - start, start, at)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            target.seek(at)
+            copied = os.sendfile(target.fileno(), source.fileno(), start, end - start)  # between two file systems
+        if copied == 0:
+            raise StepError("the file ends in the middle of a tensor", path=Path(source.name))
+        start, at = start + copied, at + copied
+
+
+def _header(
+    infos: list[TensorInfo], dtype: torch.dtype, metadata: Mapping[str, str] | None, rename: Callable[[str], str]
+) -> bytes:
     header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
     offset = 0
     for info in infos:
         stored = info.stored_as(dtype)
         end = offset + math.prod(info.shape) * stored.itemsize
-        header[info.name] = {"dtype": _NAMES[stored], "shape": list(info.shape), "data_offsets": [offset, end]}
+        header[rename(info.name)] = {"dtype": _NAMES[stored], "shape": list(info.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -142,18 +253,24 @@ def _headers(folder: Path, file: str) -> list[TensorInfo]:
     path = folder / file
     if not path.is_file():
         raise StepError("a shard of the base is missing", code=ExitCode.MISSING_INPUT, path=path)
-    infos = []
     try:
-        with safe_open(path, "pt") as source:
-            for name in source.keys():  # noqa: SIM118
-                part = source.get_slice(name)
-                if part.get_dtype() not in _DTYPES:
-                    raise StepError(f"tensor {name!r} has dtype {part.get_dtype()}: the base is quantized", path=path)
-                infos.append(TensorInfo(name, file, tuple(part.get_shape()), _DTYPES[part.get_dtype()]))
+        with safe_open(path, "pt"):  # which checks that header and size of the file agree
+            pass
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
     except (SafetensorError, OSError) as error:
         raise StepError(
             f"the base's weights are damaged: {error}", path=path, help="download or copy the base again"
         ) from error
+    infos = []
+    for name, stated in header.items():
+        if name == "__metadata__":
+            continue
+        if stated["dtype"] not in _DTYPES:
+            raise StepError(f"tensor {name!r} has dtype {stated['dtype']}: the base is quantized", path=path)
+        start = 8 + length + stated["data_offsets"][0]
+        infos.append(TensorInfo(name, file, tuple(stated["shape"]), _DTYPES[stated["dtype"]], start))
     return infos
 
 

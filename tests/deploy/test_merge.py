@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import HiggsAudioV2ForConditionalGeneration  # noqa: E402
 
 from higgsc.contract.outcome import ExitCode, StepError  # noqa: E402
-from higgsc.deploy.merge import MergeReport, merge_adapter  # noqa: E402
+from higgsc.deploy.merge.fold import MergeReport, merge_adapter  # noqa: E402
 
 MakeAdapter = Callable[..., Path]
 
@@ -327,17 +327,16 @@ def test_tensor_missing_in_the_base_is_noticed(base: Path, make_adapter: MakeAda
 def test_a_wrong_merge_is_not_published(
     base: Path, make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import higgsc.deploy.merge as module
+    import higgsc.deploy.merge.fold as module
 
-    right = module._exact
-    # The mistake of merging alpha instead of alpha / rank, in an adapter that changes less than bfloat16 rounds.
-    monkeypatch.setattr(
-        module,
-        "_exact",
-        lambda adapter, name, weight: (
-            merged if (merged := right(adapter, name, weight)) is None else weight + 4 * (merged - weight)
-        ),
-    )
+    right = module.exact_rows
+
+    def wrong(adapter: Any, info: Any) -> Any:
+        # The mistake of merging alpha instead of alpha / rank, in an adapter that changes less than bfloat16 rounds.
+        exact = right(adapter, info)
+        return exact and (lambda rows, first, end: rows + 4 * (exact(rows, first, end) - rows))
+
+    monkeypatch.setattr(module, "exact_rows", wrong)
     adapter = make_adapter(std=0.01)
     for dtype in ("fp32", "bf16"):
         with pytest.raises(StepError, match="not base and adapter") as raised:
@@ -370,26 +369,6 @@ def test_interruption_keeps_an_earlier_merge(base: Path, make_adapter: MakeAdapt
     with pytest.raises(KeyboardInterrupt):
         merge_adapter(base, make_adapter(folder="other", r=2), merged, dtype="bf16", progress=interrupt)
     assert {path.name: path.read_bytes() for path in merged.iterdir()} == before
-
-
-@pytest.mark.slow
-def test_killed_process_leaves_no_output_and_does_not_block_the_next(
-    base: Path, make_adapter: MakeAdapter, tmp_path: Path
-) -> None:
-    adapter, merged = make_adapter(), tmp_path / "merged"
-    script = """if True:
-        import os, pathlib, signal, sys
-        from higgsc.deploy.merge import merge_adapter
-        base, adapter, merged = map(pathlib.Path, sys.argv[1:])
-        kill = lambda done, total, name: done == total // 2 and os.kill(os.getpid(), signal.SIGKILL)
-        merge_adapter(base, adapter, merged, dtype="fp32", progress=kill)
-    """
-    root = Path(__file__).parents[2]
-    ended = subprocess.run([sys.executable, "-c", script, str(base), str(adapter), str(merged)], cwd=root, check=False)
-    assert ended.returncode == -9
-    assert not merged.exists()
-    merge_adapter(base, adapter, merged, dtype="fp32")
-    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "merged"}
 
 
 def test_other_folders_are_never_replaced(base: Path, make_adapter: MakeAdapter, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def load_base(ref: ModelRef, *, root: Path, dtype: torch.dtype, device: torch.de
     options: dict[str, Any] = {} if ref.revision is None else {"revision": ref.revision}
     try:
         config, _ = HiggsAudioV2Config.get_config_dict(base, **options)
-        _check_model_type(ref, config.get("model_type"))
+        check_model_type(ref.base, config.get("model_type"))
         model, info = HiggsAudioV2ForConditionalGeneration.from_pretrained(
             base,
             use_text_head=True,
@@ -72,12 +72,21 @@ def load_base(ref: ModelRef, *, root: Path, dtype: torch.dtype, device: torch.de
     return model.eval()
 
 
-def _check_model_type(ref: ModelRef, found: object) -> None:
+def check_model_type(base: str, found: object) -> None:
+    """Refuse a checkpoint of another kind of model.
+
+    Args:
+        base: How it was named.
+        found: `model_type` of its configuration.
+
+    Raises:
+        StepError: If it is (65).
+    """
     if found == MODEL_TYPE:
         return
     original = found == "higgs_audio"
     raise StepError(
-        f"the base `{ref.base}` is a checkpoint of type `{found}`, not `{MODEL_TYPE}`",
+        f"the base `{base}` is a checkpoint of type `{found}`, not `{MODEL_TYPE}`",
         help="this is the original implementation's format; use a revision in transformers' format"
         if original
         else "name a Higgs Audio v2 checkpoint in transformers' format",

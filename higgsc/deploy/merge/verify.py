@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 
 from higgsc.catalog.codec import CODEBOOK_ENTRIES, CODEBOOKS, FRAMES_PER_SECOND
 from higgsc.data.store import StoredSample
-from higgsc.deploy.base import folder_ref
-from higgsc.train.model.build import load_base
+from higgsc.deploy.merge.streamed import StreamedModel
+from higgsc.deploy.weights import Weights
 from higgsc.train.rows.batches import PackedBatch, pack
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
@@ -57,34 +57,37 @@ class LogitsCheck:
         )
 
 
-def compare_logits(base: Path, adapter: Path, merged: Path, *, dtype: torch.dtype, device: torch.device) -> LogitsCheck:
+def compare_logits(
+    config: Mapping[str, Any],
+    base: Weights,
+    adapter: Path,
+    merged: Weights,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> LogitsCheck:
     """Run a fixed random sequence through base, base with adapter, PEFT's merge, and merged model.
 
-    Only one model is in memory at a time.
-
-    Everything is computed in float32, whatever the files hold, so that what differs is the stored weights.
+    None of them is ever in memory as a whole. Everything is computed in float32, whatever the files hold, so that what
+    differs is the stored weights.
 
     Args:
-        base: Folder of the base.
+        config: The base's.
+        base: Weights of the base.
         adapter: Folder of the adapter, in PEFT's format.
-        merged: Folder of the merged model.
+        merged: Weights of the merged model, by the base's names.
         dtype: Dtype in which the merged model is stored; gives the tolerance.
         device: Where to compute.
-
-    Raises:
-        StepError: If one of the models lacks weights or holds unknown ones.
     """
-    model = _load(base, device)
-    probe = _probe(model.config).to(device)
-    alone = _logits(model, probe)
-    model = PeftModel.from_pretrained(model, str(adapter), torch_device=str(device)).eval()
-    adapted = _logits(model.get_base_model(), probe)
-    model = model.merge_and_unload()
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype).float()
-    rounded = _logits(model, probe)
-    del model
-    result = _logits(_load(merged, device), probe)
+    streamed = StreamedModel(base, config, device=device)
+    probe = _probe(streamed.model.config).to(device)
+    alone = _logits(streamed.model, probe)
+    streamed.add_adapter(adapter)
+    adapted = _logits(streamed.model, probe)
+    with streamed.merged_by_peft(dtype):
+        rounded = _logits(streamed.model, probe)
+    del streamed
+    result = _logits(StreamedModel(merged, config, device=device).model, probe)
     return LogitsCheck(
         max_difference=_distance(result, adapted),
         max_difference_to_peft=_distance(result, rounded),
@@ -94,17 +97,14 @@ def compare_logits(base: Path, adapter: Path, merged: Path, *, dtype: torch.dtyp
     )
 
 
-def _load(folder: Path, device: torch.device) -> Any:
-    return load_base(folder_ref(folder), root=folder, dtype=torch.float32, device=device)
-
-
 def _distance(some: Logits, others: Logits) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(some, others, strict=True))
 
 
 @torch.inference_mode()
 def _logits(model: Any, probe: PackedBatch) -> Logits:
-    """Logits of both heads at every position: audio [L, 8 * 1026], text [L, vocabulary]; on the CPU."""
+    """Logits on the CPU: of the audio head at every position, `[L, 8 * 1026]`; of the text head, whose vocabulary is
+    large, at every eighth, `[L / 8, V]`."""
     hidden = model.model(
         input_ids=probe.input_ids,
         position_ids=probe.position_ids,
@@ -112,7 +112,7 @@ def _logits(model: Any, probe: PackedBatch) -> Logits:
         audio_input_ids_mask=probe.audio_input_ids_mask,
         use_cache=False,
     ).last_hidden_state[0]
-    return model.audio_lm_head(hidden).cpu(), model.text_lm_head(hidden).cpu()
+    return model.audio_lm_head(hidden).cpu(), model.text_lm_head(hidden[::8]).cpu()
 
 
 def _probe(config: Any) -> PackedBatch:

@@ -1,0 +1,1 @@
+"""Fold an adapter into its base, and prove that the result is what it should be."""

@@ -1,0 +1,96 @@
+"""What to merge: from a run, a checkpoint or an adapter's folder to an adapter, and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from higgsc.contract.jobs import BestMetric
+from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.train.checkpoints.checkpoint import (
+    VALIDATION_METRIC,
+    Checkpoint,
+    is_checkpoint,
+    list_checkpoints,
+    read_checkpoint,
+    select_checkpoint,
+    verify_checkpoint,
+)
+from higgsc.train.checkpoints.progress import read_job, read_progress
+from higgsc.train.model.adapter import CONFIG_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An adapter to merge."""
+
+    adapter: Path
+    """Folder in PEFT's format."""
+    facts: Mapping[str, str]
+    """Where it comes from, for the model card."""
+
+
+def find_source(path: Path, select: str | None) -> Source:
+    """The adapter that a path stands for.
+
+    Args:
+        path: Folder of an adapter, of a checkpoint, or of a run.
+        select: Of a run: `best`, `last` or `step-N`; None for the best.
+
+    Raises:
+        StepError: There is no such thing (66), the checkpoint is damaged (65), or there is nothing to select (2).
+    """
+    if not path.is_dir():
+        raise StepError("no such folder", code=ExitCode.MISSING_INPUT, path=path)
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if any(map(is_checkpoint, folder.iterdir())):
+        return of_checkpoint(_selected(folder, select or "best"))
+    if select is not None:
+        raise StepError("--select is for runs, which have several checkpoints", code=ExitCode.USAGE, path=path)
+    if is_checkpoint(path.resolve()):
+        verify_checkpoint(path)
+        return of_checkpoint(read_checkpoint(path))
+    if (path / CONFIG_FILE).is_file():
+        return Source(path, {})
+    raise StepError(
+        f"neither a run with checkpoints nor an adapter: there is no {CONFIG_FILE}",
+        code=ExitCode.MISSING_INPUT,
+        path=path,
+        help="an adapter folder holds adapter_config.json and adapter_model.safetensors",
+    )
+
+
+def of_checkpoint(checkpoint: Checkpoint) -> Source:
+    """The adapter of a checkpoint whose hashes have been checked, with what its files say of the training."""
+    job, progress = read_job(checkpoint.path), read_progress(checkpoint.path)
+    lora: dict[str, Any] = job["lora"]
+    patterns = f" with {len(lora['rank_pattern'])} exceptions" if lora.get("rank_pattern") else ""
+    facts = {
+        "run": f"{job['run']}, {checkpoint.path.name}",
+        "adapter": f"LoRA of rank {lora['rank']}{patterns}, alpha {lora['alpha']:g}, "
+        f"{lora['trainable_parameters']:,} parameters",
+        "trained on": f"{job['store']} (SHA-256 of its record: {progress.store_sha256})",
+    }
+    if checkpoint.metrics:
+        facts["figures"] = ", ".join(f"{name} {value:.4g}" for name, value in sorted(checkpoint.metrics.items()))
+    return Source(checkpoint.adapter, facts)
+
+
+def _selected(folder: Path, select: str) -> Checkpoint:
+    if select in ("best", "last"):
+        # The figure that its job chose; a checkpoint of an older version may not say.
+        newest = read_job(list_checkpoints(folder)[-1].path)
+        by: BestMetric = newest.get("checkpoint", {}).get("best", VALIDATION_METRIC)
+        return select_checkpoint(folder, "best" if select == "best" else "last", by=by)
+    steps = {checkpoint.path.name: checkpoint for checkpoint in list_checkpoints(folder)}
+    if select not in steps:
+        raise StepError(
+            f"there is no checkpoint `{select}`",
+            code=ExitCode.MISSING_INPUT,
+            path=folder,
+            help=f"there are {', '.join(steps)}; `best` and `last` select one of them",
+        )
+    verify_checkpoint(steps[select].path)
+    return steps[select]

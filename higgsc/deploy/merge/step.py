@@ -1,0 +1,74 @@
+"""The merge step of a plan."""
+
+from __future__ import annotations
+
+import logging
+
+from higgsc.contract.heartbeat import HeartbeatWriter
+from higgsc.contract.jobs import MergeJob, MeshJob, StepContext
+from higgsc.contract.outcome import StepError, StepResult
+from higgsc.deploy.base import base_folder
+from higgsc.deploy.merge.fold import merge_adapter
+from higgsc.deploy.merge.source import of_checkpoint
+from higgsc.deploy.weights import open_weights
+from higgsc.train.checkpoints.checkpoint import select_checkpoint
+from higgsc.train.model.adapter import CONFIG_FILE, open_adapter
+from higgsc.train.parallel.mesh import open_mesh
+
+logger = logging.getLogger(__name__)
+
+
+def run(job: MergeJob, context: StepContext) -> StepResult:
+    """Merge the selected checkpoint's adapter.
+
+    Raises:
+        StepError: See `merge_adapter`; also if there is no checkpoint, or it was trained on another base.
+    """
+    checkpoint = select_checkpoint(context.path(job.checkpoints), job.select, by=job.best)
+    adapter = open_adapter(checkpoint.adapter)
+    if (adapter.base, adapter.revision) != (job.model.base, job.model.revision):
+        raise StepError(
+            f"the adapter was trained on `{adapter.base}` at revision {adapter.revision}, "
+            f"but the job merges it into `{job.model.base}` at revision {job.model.revision}",
+            path=checkpoint.adapter / CONFIG_FILE,
+            help="run the train step again, or build the spec that the adapter was trained with",
+        )
+    base = base_folder(job.model.base, job.model.revision, root=context.root)
+    heartbeat = HeartbeatWriter(context.path(job.run), "merge", unit="tensors", total=len(open_weights(base).tensors))
+    out = context.path(job.merged)
+    alone = MeshJob(replicate=1, shard=1)
+    with open_mesh(alone, job.device, rank=context.rank, world_size=context.world_size) as mesh:
+        report = merge_adapter(
+            base,
+            checkpoint.adapter,
+            out,
+            dtype=job.dtype,
+            device=mesh.device,
+            provenance=of_checkpoint(checkpoint).facts,
+            progress=lambda done, total, name: heartbeat.beat(done, name, force=done == total),
+        )
+    check = report.logits
+    if report.largest_rounding > report.ROUNDING_WORTH_A_WORD:
+        logger.warning(
+            "storing in %s rounds up to %.0f %% of a tensor's change away; `merge: {dtype: fp32}` keeps it",
+            job.dtype, 100 * report.largest_rounding,
+        )  # fmt: skip
+    logger.info(
+        "merged %s: largest logit difference %.3g, of an adapter effect of %.3g; rounding of at most %.2g of a change",
+        checkpoint.path.name, check.max_difference, check.adapter_effect, report.largest_rounding,
+    )  # fmt: skip
+    return StepResult(
+        summary=f"{checkpoint.path.name} merged in {job.dtype}, {len(report.tensors)} tensors changed, "
+        f"logits within {check.max_difference:.2g}",
+        inputs=tuple(path for path in sorted(checkpoint.path.rglob("*")) if path.is_file()),
+        outputs=(out,),
+        figures={
+            "merge/checkpoint_step": checkpoint.step,
+            "merge/tensors": len(report.tensors),
+            "merge/max_logit_difference": check.max_difference,
+            "merge/max_logit_difference_to_peft": check.max_difference_to_peft,
+            "merge/largest_logit": check.largest_logit,
+            "merge/adapter_effect": check.adapter_effect,
+            "merge/largest_rounding": report.largest_rounding,
+        },
+    )
