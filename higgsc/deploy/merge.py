@@ -10,11 +10,10 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -24,20 +23,17 @@ from higgsc.contract.jobs import MergeJob, MeshJob, StepContext
 from higgsc.contract.outcome import ExitCode, StepError, StepResult
 from higgsc.contract.publish import publish_folder
 from higgsc.contract.receipts import sha256_file
-from higgsc.deploy.base import base_folder
 from higgsc.deploy.verify import LogitsCheck, compare_logits
-from higgsc.deploy.weights import INDEX_FILE, TensorInfo, Weights, copy_weights, open_weights
+from higgsc.deploy.weights import TensorInfo, Weights, copy_weights, open_weights
 from higgsc.train.checkpoints.checkpoint import select_checkpoint
 from higgsc.train.model.adapter import CONFIG_FILE, Adapter, open_adapter, read_tensors
+from higgsc.train.model.folder import base_folder, copy_companions
 from higgsc.train.parallel.mesh import open_mesh
 
 REPORT_FILE = "merge.json"
 REPORT_SCHEMA = "higgsc.merge/v1"
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-_COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
-"""Configuration, generation configuration, tokenizer, chat template and processor; also the licence."""
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +121,7 @@ def merge_adapter(
         return result
 
     with publish_folder(out_dir, marker=REPORT_FILE) as folder:
-        _copy_companions(base_dir, folder, DTYPES[dtype])
+        copy_companions(base_dir, folder, DTYPES[dtype])
         copy_weights(weights, folder, dtype=DTYPES[dtype], change=merged)
         gc.collect()
         check = compare_logits(base_dir, adapter_dir, folder, dtype=DTYPES[dtype], device=torch.device(device))
@@ -204,24 +200,6 @@ def _check_fit(adapter: Adapter, weights: Weights) -> None:
                 path=adapter.weights_path,
                 help="the adapter was trained on a base of another size",
             )
-
-
-def _copy_companions(base: Path, folder: Path, dtype: torch.dtype) -> None:
-    """Everything beside the weights; the configuration says in which dtype they are."""
-    for pattern in _COPIED:
-        for path in sorted(base.glob(pattern)):
-            if path.is_file() and path.name not in (INDEX_FILE, REPORT_FILE):
-                shutil.copyfile(path, folder / path.name)
-    path = folder / "config.json"
-    if not path.is_file():
-        raise StepError("the base has no config.json", code=ExitCode.MISSING_INPUT, path=base)
-    try:
-        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise StepError(f"the base's configuration is not JSON: {error}", path=base / "config.json") from error
-    config.pop("torch_dtype", None)  # the name of `dtype` before transformers 4.56
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def run(job: MergeJob, context: StepContext) -> StepResult:

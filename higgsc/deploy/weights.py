@@ -1,15 +1,9 @@
-"""A checkpoint's weights in safetensors, one file or sharded, read and written one tensor at a time.
-
-A safetensors file is the length of a JSON header (8 bytes, little-endian), the header, and the tensors' bytes;
-see https://github.com/huggingface/safetensors#format. `safetensors.torch.save_file` wants all tensors of a file
-in memory at once; here a file is written while only one of them is.
-"""
+"""A checkpoint's weights in safetensors, one file or sharded, read and written one tensor at a time."""
 
 from __future__ import annotations
 
 import json
 import math
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from higgsc.contract.outcome import ExitCode, StepError
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "BOOL": torch.bool,
-}  # fmt: skip
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+from higgsc.train.checkpoints.tensor_file import DTYPES, TensorFile
+from higgsc.train.model.folder import INDEX_FILE, SINGLE_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,31 +97,19 @@ def copy_weights(
             (info for info in weights.tensors.values() if info.file == file),
             key=lambda info: (-info.stored_as(dtype).itemsize, info.name),
         )
-        with safe_open(weights.folder / file, "pt") as source, (folder / file).open("wb") as target:
-            target.write(_header(infos, dtype, source.metadata()))
+        tensors = {info.name: (info.shape, info.stored_as(dtype)) for info in infos}
+        with (
+            safe_open(weights.folder / file, "pt") as source,
+            TensorFile(folder / file, tensors, source.metadata()) as target,
+        ):
             for info in infos:
-                tensor = change(info, source.get_tensor(info.name)).to(info.stored_as(dtype)).contiguous()
-                assert tuple(tensor.shape) == info.shape, f"{info.name}: {tuple(tensor.shape)} for {info.shape}"
-                target.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+                target.add(info.name, change(info, source.get_tensor(info.name)))
     if weights.index is not None:
         size = sum(math.prod(info.shape) * info.stored_as(dtype).itemsize for info in weights.tensors.values())
         metadata = {**(weights.index.get("metadata") or {}), "total_size": size}
         (folder / INDEX_FILE).write_text(
             json.dumps({**weights.index, "metadata": metadata}, indent=2) + "\n", encoding="utf-8"
         )
-
-
-def _header(infos: list[TensorInfo], dtype: torch.dtype, metadata: Mapping[str, str] | None) -> bytes:
-    header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
-    offset = 0
-    for info in infos:
-        stored = info.stored_as(dtype)
-        end = offset + math.prod(info.shape) * stored.itemsize
-        header[info.name] = {"dtype": _NAMES[stored], "shape": list(info.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
 
 
 def _headers(folder: Path, file: str) -> list[TensorInfo]:
@@ -147,9 +121,9 @@ def _headers(folder: Path, file: str) -> list[TensorInfo]:
         with safe_open(path, "pt") as source:
             for name in source.keys():  # noqa: SIM118
                 part = source.get_slice(name)
-                if part.get_dtype() not in _DTYPES:
+                if part.get_dtype() not in DTYPES:
                     raise StepError(f"tensor {name!r} has dtype {part.get_dtype()}: the base is quantized", path=path)
-                infos.append(TensorInfo(name, file, tuple(part.get_shape()), _DTYPES[part.get_dtype()]))
+                infos.append(TensorInfo(name, file, tuple(part.get_shape()), DTYPES[part.get_dtype()]))
     except (SafetensorError, OSError) as error:
         raise StepError(
             f"the base's weights are damaged: {error}", path=path, help="download or copy the base again"
