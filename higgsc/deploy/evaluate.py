@@ -149,7 +149,8 @@ def _trained(job: EvaluateJob, context: StepContext) -> tuple[Path, Path]:
 
 
 def _summary(job: EvaluateJob, before: ValidationLosses, after: ValidationLosses, spoken: list[SpokenSample]) -> str:
-    losses = f"validation audio loss {before.audio:.2f} with the base, {after.audio:.2f} {'merged' if job.trained is None else 'trained'}"
+    what = "merged" if job.trained is None else "trained"
+    losses = f"validation audio loss {before.audio:.2f} with the base, {after.audio:.2f} {what}"
     if not spoken:
         return losses
     ended = sum(sample.finished for sample in spoken)

@@ -52,6 +52,8 @@ class Case:
     dropout: float = 0.0
     everything: bool = False
     """All parameters instead of adapters: norms, embeddings and heads too."""
+    whole: bool = False
+    """All parameters as the train step trains them: FSDP2 holds them on every mesh."""
     checkpointing: bool = False
     """Layers compute their activations a second time in the backward pass."""
 
@@ -71,7 +73,7 @@ def build(case: Case) -> LossModule:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    if case.everything:
+    if case.everything or case.whole:
         return LossModule(model).train()
     sizes = [
         (module.out_features, module.in_features)
@@ -199,7 +201,7 @@ def main(requests: list[dict[str, Any]]) -> None:
             alone[same] = gradients(build(same), Mesh.single(CPU), rows, checkpointing=False)
         expected, expected_norm = alone[same]
         assert all(gradient.abs().max() > 0 for gradient in expected.values())
-        mesh = Mesh(job, device=CPU, rank=rank, devices=device_mesh(job, "cpu"))
+        mesh = Mesh(job, device=CPU, rank=rank, devices=device_mesh(job, "cpu"), everything=case.whole)
         module = build(case)
         whole, norm = gradients(module, mesh, rows, checkpointing=case.checkpointing)
         assert whole.keys() == expected.keys()

@@ -156,9 +156,10 @@ class _Tensors:
     """The tensors of some files, each to be taken once; in memory only while it is."""
 
     def __init__(self, checkpoint: Path, pattern: str, mesh: Mesh) -> None:
-        self._mesh, self._path, self._files = mesh, checkpoint, {}
+        self._mesh, self._path = mesh, checkpoint
+        self._files: dict[str, tuple[Path, Any]] = {}
         for path in sorted(checkpoint.glob(pattern)):
-            file = safe_open(path, "pt")
+            file: Any = safe_open(path, "pt")
             self._files |= dict.fromkeys(file.keys(), (path, file))
 
     def part(self, name: str, parameter: str, like: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -330,7 +331,7 @@ def open_mesh(
     if world_size == 1 and not everything:
         yield Mesh.single(device)
         return
-    alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if world_size == 1 else {}
+    alone: dict[str, Any] = {"store": HashStore(), "rank": 0, "world_size": 1} if world_size == 1 else {}
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=START_TIMEOUT, **alone)
     try:
         yield Mesh(job, device=device, rank=rank, devices=device_mesh(job, device_type), everything=everything)
