@@ -30,6 +30,9 @@ TWO: list[dict[str, Any]] = [
     {"mesh": PAIR_SEQUENCE, "dropout": 0.5},
     {"mesh": PAIR, "everything": True},
     {"mesh": PAIR_SEQUENCE, "everything": True},
+    {"mesh": {"replicate": 2, "shard": 1}, "whole": True},
+    {"mesh": {"replicate": 1, "shard": 2}, "whole": True},
+    {"mesh": PAIR_SEQUENCE, "whole": True},
     {"mesh": PAIR_SEQUENCE, "dropout": 0.5, "checkpointing": True},
 ]
 FOUR: list[dict[str, Any]] = [

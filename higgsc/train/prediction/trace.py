@@ -4,8 +4,8 @@
 
 Builds what the train step builds (transformers' class, the adapter if there is one, the loss module, the mesh, AdamW)
 from fake tensors, which have shapes but no data, and runs two optimizer steps on a packed row of samples of given
-lengths. Every operation's result is counted while it is alive. A fake process group stands for the other processes, so that
-sharding is traced at its real size.
+lengths. Every operation's result is counted while it is alive. A fake process group stands for the other processes, so
+that sharding is traced at its real size.
 
 A model of a few layers is traced at two depths; what lies between them is the cost of a layer, and the full depth
 follows, because every layer is the same: for each phase of a step by itself, and the largest of them is the peak.
