@@ -12,7 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from higgsc.contract.outcome import ExitCode, StepError  # noqa: E402
-from higgsc.train.model.folder import base_folder, stored_dtype  # noqa: E402
+from higgsc.deploy.base import stored_dtype  # noqa: E402
+from higgsc.train.model.folder import base_folder  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 

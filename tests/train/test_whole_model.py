@@ -144,7 +144,7 @@ def test_every_mesh_trains_what_one_process_trains(project: Project) -> None:
             number,
             checkpoint=checkpoint,
             mesh=mesh,
-            batch=BatchJob(global_samples=4, micro_samples=1, accumulation=2),
+            batch=batch,
         )
         for number, mesh in enumerate(meshes, start=1)
     ]

@@ -10,7 +10,7 @@ from higgsc.spec.training import Lora
 
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 0.1
 """Learning rates outside of which an adapter stands still, or runs away; `1e-4` is usual."""
-HIGHEST_FULL_RATE = 1e-3
+HIGHEST_FULL_RATE = 2e-3
 """The same of the whole model; `1e-5` is usual."""
 LOWEST_SCALE, HIGHEST_SCALE = 1e-2, 64.0
 """alpha / rank outside of which the adapter does nothing, or everything; 1 and 2 are usual."""

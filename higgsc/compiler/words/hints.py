@@ -96,7 +96,7 @@ def _for_empty(path: NodePath, takes: set[str]) -> Hint:
 def _as_mapping(node: Node, path: NodePath) -> Hint:
     value, written, last = node.value, node.span.text, path[-1] if path else ""
     if path == ("lora",) and (value is False or str(value).lower() in ("full", "no", "none", "off", "false", "nil")):
-        return Hint("`lora: null` trains the whole model", "null")
+        return Hint("`lora: null` trains the whole model")
     if may_be_null(path) and (value is False or str(value).lower() in ("no", "none", "off", "false", "nil")):
         return Hint(f"`{last}: null` switches it off", "null")
     if value is True and last in ("lora", "checkpoint", "loss", "merge", "evaluate"):
