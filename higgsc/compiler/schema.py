@@ -16,6 +16,11 @@ from higgsc.spec.site import Site
 
 def validate(tree: Node, sink: Sink) -> Experiment | None:
     """The spec as a typed object, or None when it has errors (all of them in `sink`)."""
+    try:
+        experiment = Experiment.model_validate(tree.plain())
+    except ValidationError as error:
+        _report(tree, error.errors(include_url=False), sink)
+        return None
     lora = tree.get("lora")
     if lora is not None and lora.value is None and not lora.span.text:
         # YAML reads nothing as null; that would train the whole model where the keys of an adapter were not indented.
@@ -23,11 +28,7 @@ def validate(tree: Node, sink: Sink) -> Experiment | None:
         help_ = "indent the keys of `lora` below it, or write `lora: null` to train the whole model"
         sink.add(Diagnostic("HC103", message, Label(lora.span), help=help_))
         return None
-    try:
-        return Experiment.model_validate(tree.plain())
-    except ValidationError as error:
-        _report(tree, error.errors(include_url=False), sink)
-    return None
+    return experiment
 
 
 def validate_site(tree: Node, sink: Sink) -> Site | None:
