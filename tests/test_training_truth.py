@@ -141,7 +141,7 @@ def write_sample(root: Path) -> None:
     (root / "sample.json").write_text(json.dumps([{"messages": messages}]), "utf-8")
 
 
-def jobs(mesh: MeshJob) -> tuple[PrepareJob, TrainJob, MergeJob]:
+def jobs(mesh: MeshJob, *, whole: bool) -> tuple[PrepareJob, TrainJob, MergeJob]:
     model = ModelRef(base="builtin:tiny", revision=None, audio_tokenizer="builtin:tiny", audio_tokenizer_revision=None)
     shapes = [
         shape
@@ -162,10 +162,12 @@ def jobs(mesh: MeshJob) -> tuple[PrepareJob, TrainJob, MergeJob]:
         TrainJob(
             **common,
             store="store",
-            precision="fp32",
+            precision="bf16" if whole else "fp32",
             mesh=mesh,
-            batch=BatchJob(global_samples=1, micro_samples=1, accumulation=1),
-            lora=LoraJob(
+            batch=BatchJob(global_samples=mesh.data_parallel, micro_samples=1, accumulation=1),
+            lora=None
+            if whole
+            else LoraJob(
                 rank=16,
                 alpha=32,
                 dropout=0.0,
@@ -174,7 +176,7 @@ def jobs(mesh: MeshJob) -> tuple[PrepareJob, TrainJob, MergeJob]:
                 trainable_parameters=sum(16 * (rows + columns) for rows, columns in shapes),
             ),
             optimizer=OptimizerJob(
-                learning_rate=5e-3,
+                learning_rate=1e-3 if whole else 5e-3,
                 warmup_steps=10,
                 decay="cosine",
                 weight_decay=0.0,
@@ -191,9 +193,9 @@ def jobs(mesh: MeshJob) -> tuple[PrepareJob, TrainJob, MergeJob]:
     )
 
 
-def overfit_and_speak(root: Path, mesh: MeshJob | None = None) -> Outcome:
+def overfit_and_speak(root: Path, mesh: MeshJob | None = None, *, whole: bool = False) -> Outcome:
     write_sample(root)
-    prepare_job, train_job, merge_job = jobs(mesh or MeshJob(replicate=1, shard=1))
+    prepare_job, train_job, merge_job = jobs(mesh or MeshJob(replicate=1, shard=1), whole=whole)
 
     def context(job: JobBase) -> StepContext:
         path = root / "job.json"
@@ -205,7 +207,8 @@ def overfit_and_speak(root: Path, mesh: MeshJob | None = None) -> Outcome:
         step.run(train_job, context(train_job))
     else:
         train_on_ranks(context(train_job).job_path, mesh.processes)
-    merge.run(merge_job, context(merge_job))
+    if not whole:
+        merge.run(merge_job, context(merge_job))
 
     sample = Store.open(root / "store").sample(0)
     max_rows = 2 * len(sample.target) + 9
@@ -215,7 +218,8 @@ def overfit_and_speak(root: Path, mesh: MeshJob | None = None) -> Outcome:
         {"role": "assistant", "content": [{"type": "audio"}]},
         {"role": "user", "content": TARGET_TEXT},
     ]
-    request = {"model": str(root / "merged"), "messages": messages, "max_rows": max_rows}
+    model = root / train_job.checkpoints / f"step-{STEPS}" if whole else root / "merged"
+    request = {"model": str(model), "messages": messages, "max_rows": max_rows}
     finished = subprocess.run(
         [sys.executable, "-c", SPEAK, json.dumps(request | {"reference": sample.reference.tolist()})],
         capture_output=True,
@@ -265,6 +269,13 @@ def test_an_overfitted_sample_is_spoken_exactly_and_ends(tmp_path: Path) -> None
 
 def test_it_is_spoken_exactly_after_training_with_tensor_and_sequence_parallelism(tmp_path: Path) -> None:
     outcome = overfit_and_speak(tmp_path, MeshJob(replicate=1, shard=1, tensor=2, sequence=True))
+    assert outcome.stopped
+    assert outcome.exact
+
+
+def test_a_whole_model_is_its_checkpoint(tmp_path: Path) -> None:
+    """Trained in bfloat16 on two shards; plain transformers loads the checkpoint as it is."""
+    outcome = overfit_and_speak(tmp_path, MeshJob(replicate=1, shard=2), whole=True)
     assert outcome.stopped
     assert outcome.exact
 

@@ -16,6 +16,9 @@ def flops_per_token(setup: Setup, *, keys: float, audio_share: float = 1.0) -> f
     `4N + 6N_lora + 14 x keys x a x layers`, and what activation checkpointing computes again: selective the adapters,
     `2N_lora`; full the layers, `2N + 2N_lora + 4 x keys x a x layers`.
 
+    Where the whole model is trained, `6N + 14 x keys x a x layers`; computed again is `2N + 4 x keys x a x layers` with
+    full checkpointing, next to nothing with selective.
+
     Frozen weights cost 2 a parameter forward and 2 for the gradient of their input; adapters 2 more for their own
     gradient. `N` counts the attention and one feed-forward network of every layer and the audio head, which the token
     passes through; the text head runs at three positions a sample and is left out. Attention multiplies queries with
@@ -32,12 +35,12 @@ def flops_per_token(setup: Setup, *, keys: float, audio_share: float = 1.0) -> f
     def active(name: str) -> float:
         return next((weight for part, weight in weights.items() if part in name), 1.0)
 
-    frozen = sum(active(name) * prod(size) for name, size in shape.linear_modules().items())
-    adapter = sum(active(name) * count for name, count in setup.trained.items())
+    linear = sum(active(name) * prod(size) for name, size in shape.linear_modules().items())
+    adapter = 0.0 if setup.lora is None else sum(active(name) * count for name, count in setup.trained.items())
     attention = 14 * keys * setup.attention_width * shape.layers
     again = {
         "none": 0.0,
         "selective": 2 * adapter,
-        "full": 2 * (frozen - prod(shape.linear_modules()["audio_lm_head"])) + 2 * adapter + 4 / 14 * attention,
+        "full": 2 * (linear - prod(shape.linear_modules()["audio_lm_head"])) + 2 * adapter + 4 / 14 * attention,
     }
-    return 4 * frozen + 6 * adapter + attention + again[setup.activation_checkpointing]
+    return (6 if setup.lora is None else 4) * linear + 6 * adapter + attention + again[setup.activation_checkpointing]

@@ -12,7 +12,8 @@ from math import gcd
 
 from higgsc.catalog.arithmetic import flops_per_token
 from higgsc.catalog.gpus import Gpu
-from higgsc.catalog.memory import Memory, memory
+from higgsc.catalog.memory import memory
+from higgsc.catalog.memory_parts import Memory
 from higgsc.catalog.setup import Sample, Setup
 
 RESERVE = 0.1

@@ -1,4 +1,6 @@
-"""What a training costs in memory: closed forms over a model's shape.
+"""What the training of an adapter costs in memory: closed forms over a model's shape.
+
+For the training of a whole model see `memory_whole.py`.
 
 The formulas follow the trainer as it is (transformers' layers run eagerly, PEFT adapters in float32, autocast to
 bfloat16, packed rows, attention by `scaled_dot_product_attention` with a dense block mask). They were read off a trace
@@ -11,12 +13,13 @@ rank, `s` bytes of a number of the base (2 in bf16, 4 in fp32), `L` tokens of a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from functools import cache
 from math import prod
 from typing import Literal
 
 from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape
+from higgsc.catalog.memory_parts import Memory
+from higgsc.catalog.memory_whole import memory_of_whole
 from higgsc.catalog.setup import Sample, Setup
 
 _FP32 = 4
@@ -26,34 +29,6 @@ _SHARED_INPUT = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}
 Route = Literal["all", "text", "audio"]
 """Tokens that pass through a module: those of the row, or those of one of the two feed-forward networks."""
 _ROUTES: tuple[Route, ...] = ("all", "text", "audio")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """Bytes on one GPU at the moment when most are in use, by what they are for."""
-
-    base: int
-    """Frozen weights."""
-    adapter: int
-    """Trainable weights."""
-    optimizer: int
-    """AdamW's two moments."""
-    gradients: int
-    """Gradients that earlier micro-batches of the step left behind."""
-    gathered: int
-    """Weights that FSDP2 has put together for the moment."""
-    activations: int
-    """What the decoder's forward pass keeps for the backward pass."""
-    working: int
-    """Logits, and what comes and goes."""
-
-    @property
-    def total(self) -> int:
-        return sum(self.parts.values())
-
-    @property
-    def parts(self) -> dict[str, int]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def _route(module: str) -> Route:
@@ -73,6 +48,8 @@ def memory(setup: Setup, sample: Sample, samples: int) -> Memory:
     the final norm; or the optimizer step, which needs no activations but one more copy of the gradients (the flat
     all-reduce buffer; where nothing is reduced, that is too much).
     """
+    if setup.lora is None:
+        return memory_of_whole(setup, sample, samples)
     state = _state(setup)
     gathered, all_gather = _gathered(setup)
     saved = _saved_by_layers(setup, sample, samples)
@@ -92,7 +69,7 @@ def memory(setup: Setup, sample: Sample, samples: int) -> Memory:
         moments.append(Memory(**state, gathered=gathered, activations=saved + kept, working=working + all_gather))
     # With shards, before the first layer: what was gathered of the root unit and of the layer, and both their buffers.
     moments.append(Memory(**{**state, "gradients": 0}, gathered=gathered, activations=0, working=gathered))
-    gradients = _FP32 * setup.adapter_parameters // setup.shard
+    gradients = _FP32 * setup.trained_parameters // setup.shard
     moments.append(Memory(**{**state, "gradients": gradients}, gathered=0, activations=0, working=gradients))
     return max(moments, key=lambda moment: moment.total)
 
@@ -105,7 +82,7 @@ def _state(setup: Setup) -> dict[str, int]:
     last one.
     """
     shape, (layer, root) = setup.held, _layer_and_root(setup.held)
-    adapter = _FP32 * setup.adapter_parameters
+    adapter = _FP32 * setup.trained_parameters
     return {
         "base": setup.base_itemsize * (shape.layers * layer + root) // setup.shard,
         "adapter": adapter // setup.shard,
@@ -160,8 +137,8 @@ def _saved_by_layers(setup: Setup, sample: Sample, samples: int) -> int:
 
     through = _through(sample)
     saved += sum(samples * through[route] * count for route, count in saved_by_adapters(setup).items())
-    saved += 2 * setup.adapter_parameters if setup.precision == "bf16" else 0
-    if setup.lora.dora and setup.lora.dropout > 0 and setup.precision == "bf16":
+    saved += 2 * setup.trained_parameters if setup.precision == "bf16" else 0
+    if setup.adapter.dora and setup.adapter.dropout > 0 and setup.precision == "bf16":
         saved += 2 * sum(prod(size) for name, size in setup.modules.items() if name.startswith(_LAYERS))
     return saved
 
@@ -176,7 +153,7 @@ def saved_by_adapters(setup: Setup) -> Mapping[Route, int]:
     apart and keeps both, `2s x out`. The heads see labelled positions only.
     """
     s, saved = setup.base_itemsize, dict.fromkeys(_ROUTES, 0)
-    own_input = setup.precision == "bf16" or setup.lora.dropout > 0
+    own_input = setup.precision == "bf16" or setup.adapter.dropout > 0
     kept: set[str] = set()
     for name, (out, inputs) in setup.modules.items():
         if not name.startswith(_LAYERS):
@@ -184,12 +161,12 @@ def saved_by_adapters(setup: Setup) -> Mapping[Route, int]:
         parent, _, module = name.rpartition(".")
         source = parent if module in _SHARED_INPUT else name
         route = _route(name)
-        saved[route] += s * setup.lora.rank_of(name)
+        saved[route] += s * setup.adapter.rank_of(name)
         if own_input or (module != "o_proj" and source not in kept):
             saved[route] += s * inputs
-        if setup.lora.dropout > 0:
+        if setup.adapter.dropout > 0:
             saved[route] += inputs
-        if setup.lora.dora:
+        if setup.adapter.dora:
             saved[route] += 2 * s * out
         kept.add(source)
     return saved
@@ -200,7 +177,7 @@ def _saved_by_checkpoints(setup: Setup, sample: Sample, samples: int) -> int:
     of the block mask, and in bf16 autocast's copies of trained weights."""
     tokens = samples * sample.tokens
     inputs = setup.base_itemsize * setup.shape.hidden_size * tokens // setup.stretches
-    copies = 2 * setup.adapter_parameters if setup.precision == "bf16" else 0
+    copies = 2 * setup.trained_parameters if setup.precision == "bf16" else 0
     return setup.shape.layers * (inputs + _kept_by_layer(setup, sample, samples)) + tokens**2 + copies
 
 
@@ -215,7 +192,7 @@ def _kept_by_layer(setup: Setup, sample: Sample, samples: int) -> int:
     s, shape = setup.base_itemsize, setup.held
     through = _through(sample)
     kept = (s * setup.attention_width + _FP32 * shape.attention_heads) * samples * sample.tokens
-    twice = setup.lora.dora and setup.lora.dropout > 0
+    twice = setup.adapter.dora and setup.adapter.dropout > 0
     for name, (out, _) in shape.linear_modules().items():
         if name.startswith(f"{_LAYERS}0."):
             kept += (2 if twice and name in setup.modules else 1) * s * out * samples * through[_route(name)]
@@ -238,7 +215,7 @@ def _feed_forward_working(setup: Setup, sample: Sample, samples: int) -> int:
         per_row += 5 * s * shape.hidden_size
         if setup.precision == "bf16":
             per_row += _FP32 * shape.intermediate_size
-        if setup.lora.dropout > 0:
+        if setup.adapter.dropout > 0:
             per_row += _FP32 * shape.intermediate_size
     else:
         per_row += 2 * s * shape.hidden_size
@@ -265,7 +242,7 @@ def _dora_working(setup: Setup, end: str) -> int:
     weight as well, and the identity matrix that PEFT multiplies to get `BA`, `s x in^2`."""
     s = setup.base_itemsize
     copies = (4 if setup.precision == "bf16" else 3) * _FP32
-    sizes = (size for name, size in setup.modules.items() if name.endswith(end) and setup.lora.dora)
+    sizes = (size for name, size in setup.modules.items() if name.endswith(end) and setup.adapter.dora)
     return max((copies * out * inputs + s * inputs**2 for out, inputs in sizes), default=0)
 
 
@@ -276,7 +253,7 @@ def _head_working(setup: Setup, sample: Sample, samples: int) -> int:
     the weight has just left); with DoRA, what the norm of its rows takes.
     """
     logits = _loss_working(setup, sample, samples) // 3
-    full = prod(setup.shape.linear_modules()["text_lm_head"]) if "text_lm_head" in setup.lora.full else 0
+    full = prod(setup.shape.linear_modules()["text_lm_head"]) if "text_lm_head" in setup.adapter.full else 0
     return logits + max(_FP32 * full, _dora_working(setup, "_lm_head"))
 
 

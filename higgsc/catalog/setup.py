@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Literal
 
 from higgsc.catalog.adapter import AdapterShape
@@ -64,7 +65,8 @@ class Setup:
 
     shape: HiggsAudioV2Shape
     precision: Literal["bf16", "fp32"]
-    lora: AdapterShape
+    lora: AdapterShape | None
+    """None: every parameter is trained."""
     replicate: int
     shard: int
     accumulation: int
@@ -72,6 +74,12 @@ class Setup:
     tensor: int = 1
     sequence: bool = False
     """Whether tensor groups divide the residual stream along the sequence."""
+
+    @property
+    def adapter(self) -> AdapterShape:
+        """The adapter; to be asked for where there is one."""
+        assert self.lora is not None, "the whole model is trained"
+        return self.lora
 
     @cached_property
     def held(self) -> HiggsAudioV2Shape:
@@ -86,11 +94,13 @@ class Setup:
     @cached_property
     def modules(self) -> Mapping[str, tuple[int, int]]:
         """Modules with an adapter: path to `(out, in)`, as one process holds them."""
-        return self.lora.modules(self.held)
+        return {} if self.lora is None else self.lora.modules(self.held)
 
     @cached_property
     def trained(self) -> Mapping[str, int]:
         """Trained numbers by module, on one process."""
+        if self.lora is None:
+            return {name.removesuffix(".weight"): prod(size) for name, size in self.held.parameters().items()}
         return self.lora.parameters(self.held)
 
     @property
@@ -103,6 +113,6 @@ class Setup:
         return self.held.attention_heads * self.held.head_dim
 
     @cached_property
-    def adapter_parameters(self) -> int:
+    def trained_parameters(self) -> int:
         """Trained numbers, all modules of one process together."""
         return sum(self.trained.values())

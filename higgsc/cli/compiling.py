@@ -63,13 +63,16 @@ def composition_options(command: Command) -> Command:
 
 def headline(plan: Plan, ir: Ir) -> str:
     """Three lines that say what a plan is: `arabic  8×H200 · LoRA comprehensive r=64 …`, its steps, its memory."""
-    lora = ir.spec.lora
-    targets = lora.targets if isinstance(lora.targets, str) else f"{len(lora.targets)} targets"
-    trainable = ir.integer("training.trainable_parameters")
-    share = trainable / ir.shape.parameter_count()
+    lora, trainable = ir.spec.lora, ir.integer("training.trainable_parameters")
+    if lora is None:
+        trained = f"whole model ({trainable / 1e6:,.1f} M trainable)"
+    else:
+        targets = lora.targets if isinstance(lora.targets, str) else f"{len(lora.targets)} targets"
+        share = trainable / ir.shape.parameter_count()
+        trained = f"LoRA {targets} r={lora.rank} ({trainable / 1e6:.1f} M trainable, {share:.1%})"
     facts = [
         plan.hardware,
-        f"LoRA {targets} r={lora.rank} ({trainable / 1e6:.1f} M trainable, {share:.1%})",
+        trained,
         ir.spec.precision,
         mesh_line(ir),
     ]

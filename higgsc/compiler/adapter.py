@@ -13,9 +13,12 @@ HEADS = {"audio": "audio_lm_head", "text": "text_lm_head"}
 NumberT = TypeVar("NumberT", int, float)
 
 
-def adapter_of(ir: Ir) -> AdapterShape:
-    """What the spec's adapter consists of, once `lora_targets` has derived its modules."""
-    lora, targets = ir.spec.lora, ir.derived["lora.modules"].value
+def adapter_of(ir: Ir) -> AdapterShape | None:
+    """What the spec's adapter consists of, once `lora_targets` has derived its modules; None if it has none."""
+    lora = ir.spec.lora
+    if lora is None:
+        return None
+    targets = ir.derived["lora.modules"].value
     assert isinstance(targets, tuple)
     modules = AdapterShape(targets=targets, rank=lora.rank).modules(ir.shape)
     return AdapterShape(
@@ -24,13 +27,8 @@ def adapter_of(ir: Ir) -> AdapterShape:
         rank_pattern=tuple(as_peft(lora.rank_pattern, modules).items()),
         dropout=lora.dropout,
         dora=lora.dora,
-        full=full_heads(ir),
+        full=tuple(HEADS[head] for head in HEADS if head in lora.full_heads),  # in the model's order
     )
-
-
-def full_heads(ir: Ir) -> tuple[str, ...]:
-    """Paths of the heads that are trained whole, in the model's order."""
-    return tuple(HEADS[head] for head in HEADS if head in ir.spec.lora.full_heads)
 
 
 def as_peft(patterns: Mapping[str, NumberT], modules: Iterable[str]) -> dict[str, NumberT]:

@@ -323,6 +323,12 @@ CODES: dict[str, Code] = {
         "are written as in `lora.targets`; of those that match a module the first one counts. One that matches no\n"
         "adapted module, or only modules that an earlier one decides, would be a wish without effect.",
     ),
+    "HC506": Code(
+        "a merge without an adapter",
+        "`lora: null` trains the whole model. Its checkpoints are folders that transformers loads, so there is\n"
+        "nothing to merge, and no merge step: `evaluate` reads the best checkpoint, and `higgsc generate --model`\n"
+        "takes the folder of any.",
+    ),
     "HC601": Code(
         "the cluster refuses a job",
         "Before anything is submitted, every job is shown to the scheduler (`sbatch --test-only`). What it says is\n"

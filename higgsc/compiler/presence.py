@@ -69,7 +69,7 @@ def _local_paths(ir: Ir) -> Iterator[tuple[str, str]]:
     for index, source in enumerate(ir.spec.data.train):
         if not is_remote(source.path):
             yield f"data.train.{index}.path", source.path
-    if ir.spec.lora.start is not None:
+    if ir.spec.lora is not None and ir.spec.lora.start is not None:
         yield "lora.start", ir.spec.lora.start
     for at, name in (("model.base", ir.spec.model.base), ("model.audio_tokenizer", ir.spec.model.audio_tokenizer)):
         if name.startswith((".", "/")):

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from higgsc.compiler.diagnostics import MAX_ERRORS, Sink
+from higgsc.compiler.diagnostics import MAX_ERRORS, Diagnostic, Label, Sink
 from higgsc.compiler.reading.source import Node, NodePath
 from higgsc.compiler.words.keys import Unknown, missing_key, unknown_key
 from higgsc.compiler.words.violations import Violation, diagnose
@@ -17,10 +17,18 @@ from higgsc.spec.site import Site
 def validate(tree: Node, sink: Sink) -> Experiment | None:
     """The spec as a typed object, or None when it has errors (all of them in `sink`)."""
     try:
-        return Experiment.model_validate(tree.plain())
+        experiment = Experiment.model_validate(tree.plain())
     except ValidationError as error:
         _report(tree, error.errors(include_url=False), sink)
-    return None
+        return None
+    lora = tree.get("lora")
+    if lora is not None and lora.value is None and not lora.span.text:
+        # YAML reads nothing as null; that would train the whole model where the keys of an adapter were not indented.
+        message = "`lora` is empty; it takes a mapping or `null`"
+        help_ = "indent the keys of `lora` below it, or write `lora: null` to train the whole model"
+        sink.add(Diagnostic("HC103", message, Label(lora.span), help=help_))
+        return None
+    return experiment
 
 
 def validate_site(tree: Node, sink: Sink) -> Site | None:

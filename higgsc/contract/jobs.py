@@ -248,14 +248,16 @@ class PrepareJob(SpeechJob):
 
 
 class TrainJob(JobBase):
-    """Train a LoRA adapter on the store; write checkpoints in PEFT format."""
+    """Train on the store: a LoRA adapter, with checkpoints in PEFT's format, or the whole model, with checkpoints in
+    transformers' own."""
 
     step: Literal["train"] = "train"
     store: str
     precision: Literal["bf16", "fp32"]
     mesh: MeshJob
     batch: BatchJob
-    lora: LoraJob
+    lora: LoraJob | None
+    """None trains every parameter of the language model."""
     optimizer: OptimizerJob
     loss: LossJob
     checkpoint: CheckpointJob
@@ -281,12 +283,25 @@ class MergeJob(JobBase):
     merged: str
 
 
+class SelectJob(_Frozen):
+    """Which checkpoint of a training."""
+
+    checkpoints: str
+    """Folder of the checkpoints, relative to the project root."""
+    select: Literal["best", "last"]
+    best: BestMetric
+    """What the best checkpoint has the lowest value of."""
+
+
 class EvaluateJob(JobBase):
-    """Speak prompts with the merged model; compare its validation loss with the base's."""
+    """Speak prompts with the trained model; compare its validation loss with the base's."""
 
     step: Literal["evaluate"] = "evaluate"
     store: str
-    merged: str
+    merged: str | None
+    """Folder of the merged model; None where the whole model was trained, whose checkpoints need no merge."""
+    trained: SelectJob | None = None
+    """Which checkpoint it is then."""
     samples: int
     prompts: Literal["held-out", "training"]
     temperature: float

@@ -1,7 +1,7 @@
 """The evaluate step: what training changed, in figures and to listen to.
 
-Two things are measured. Teacher-forced losses of base and merged model on the store's validation samples, which
-say whether the merged model predicts held-out speech better. And some prompts spoken, held-out ones or those of the
+Two things are measured. Teacher-forced losses of base and trained model on the store's validation samples, which
+say whether the trained model predicts held-out speech better. And some prompts spoken, held-out ones or those of the
 training, which says whether it speaks at all, and stops.
 """
 
@@ -30,6 +30,7 @@ from higgsc.data.store import STORE_FILE, Store
 from higgsc.deploy.base import folder_ref, stored_dtype
 from higgsc.deploy.generate import Speaker
 from higgsc.deploy.merge.fold import REPORT_FILE as MERGE_FILE
+from higgsc.train.checkpoints.checkpoint import MANIFEST, select_checkpoint
 from higgsc.train.model.build import load_base
 from higgsc.train.objective.loss import LossModule
 from higgsc.train.objective.validate import ValidationLosses, validation_losses
@@ -46,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpokenSample:
-    """One prompt, spoken by the merged model."""
+    """One prompt, spoken by the trained model."""
 
     id: str
     speaker: str
@@ -77,13 +78,15 @@ def code_accuracy(spoken: Codes, target: Codes) -> float:
 
 
 def run(job: EvaluateJob, context: StepContext) -> StepResult:
-    """Measure base and merged model on the validation samples, and speak some of their prompts.
+    """Measure base and trained model on the validation samples, and speak some of their prompts.
+
+    The trained model is the merged one, or a checkpoint of a training of the whole model.
 
     Raises:
         StepError: The store has no validation samples (65), or was made with another audio tokenizer (65); or the
-            store or the merged model is missing (66).
+            store or the trained model is missing (66).
     """
-    store_path, merged = fetch_store(job.store, job, context), context.path(job.merged)
+    store_path, (merged, record) = fetch_store(job.store, job, context), _trained(job, context)
     store = Store.open(store_path)
     if not len(store.validation):
         raise StepError(
@@ -104,7 +107,7 @@ def run(job: EvaluateJob, context: StepContext) -> StepResult:
         before = _losses(base, store, mesh)
         del base
         gc.collect()
-        heartbeat.beat(1, "loss of the merged model", force=True)
+        heartbeat.beat(1, "loss of the trained model", force=True)
         model = load_base(folder_ref(merged), root=context.root, dtype=dtype, device=mesh.device)
         after = _losses(model, store, mesh)
         speaker = Speaker(model, ChatLayout.load(merged), codec)
@@ -129,14 +132,25 @@ def run(job: EvaluateJob, context: StepContext) -> StepResult:
         figures["code_accuracy"] = float(np.mean([sample.code_accuracy for sample in spoken]))
     return StepResult(
         summary=_summary(job, before, after, spoken),
-        inputs=(store_path / STORE_FILE, merged / MERGE_FILE),
+        inputs=(store_path / STORE_FILE, record),
         outputs=(context.path(job.evaluation), *(context.path(job.evaluation) / sample.wav for sample in spoken)),
         figures=figures,
     )
 
 
+def _trained(job: EvaluateJob, context: StepContext) -> tuple[Path, Path]:
+    """Folder of the trained model, and the file in it that says what it is."""
+    if job.trained is None:
+        assert job.merged is not None, "a job names a merged model or a checkpoint"
+        return context.path(job.merged), context.path(job.merged) / MERGE_FILE
+    chosen = job.trained
+    checkpoint = select_checkpoint(context.path(chosen.checkpoints), chosen.select, by=chosen.best).path
+    return checkpoint, checkpoint / MANIFEST
+
+
 def _summary(job: EvaluateJob, before: ValidationLosses, after: ValidationLosses, spoken: list[SpokenSample]) -> str:
-    losses = f"validation audio loss {before.audio:.2f} with the base, {after.audio:.2f} merged"
+    what = "merged" if job.trained is None else "trained"
+    losses = f"validation audio loss {before.audio:.2f} with the base, {after.audio:.2f} {what}"
     if not spoken:
         return losses
     ended = sum(sample.finished for sample in spoken)

@@ -21,8 +21,9 @@ from higgsc.data.codec import Codec
 from higgsc.data.layout import DEFAULT_SYSTEM, ChatLayout
 from higgsc.data.loading import load_codec
 from higgsc.data.text import DEFAULT_TEXT, clean_text
-from higgsc.deploy.base import base_folder, folder_ref, stored_dtype
+from higgsc.deploy.base import folder_ref, stored_dtype
 from higgsc.train.model.build import load_base
+from higgsc.train.model.folder import base_folder
 from higgsc.train.speech.speak import Codes, Ids, prompt, speak, spoken_codes
 
 MAX_REFERENCE_SECONDS = 60.0

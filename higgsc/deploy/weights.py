@@ -22,19 +22,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from higgsc.contract.outcome import ExitCode, StepError
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+from higgsc.train.checkpoints.tensor_file import DTYPES, header_of
+from higgsc.train.model.folder import INDEX_FILE, SINGLE_FILE
 
 BLOCK_VALUES = 2**18
 """Values of a tensor that are worked on at a time: 1 MB in float32, which stays in a processor's cache."""
-
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "BOOL": torch.bool,
-}  # fmt: skip
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +160,7 @@ def write_file(
     )
     with safe_open(weights.folder / file, "pt") as opened:
         metadata = opened.metadata()
-    header = _header(infos, dtype, metadata, rename)
+    header = header_of({rename(info.name): (info.shape, info.stored_as(dtype)) for info in infos}, metadata)
     with (weights.folder / file).open("rb") as source, (folder / file).open("wb", buffering=0) as target:
         target.write(header)
         at = len(header)
@@ -234,21 +226,6 @@ def _copy_bytes(source: BinaryIO, start: int, target: BinaryIO, at: int, size: i
         start, at = start + copied, at + copied
 
 
-def _header(
-    infos: list[TensorInfo], dtype: torch.dtype, metadata: Mapping[str, str] | None, rename: Callable[[str], str]
-) -> bytes:
-    header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
-    offset = 0
-    for info in infos:
-        stored = info.stored_as(dtype)
-        end = offset + math.prod(info.shape) * stored.itemsize
-        header[rename(info.name)] = {"dtype": _NAMES[stored], "shape": list(info.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
-
-
 def _headers(folder: Path, file: str) -> list[TensorInfo]:
     path = folder / file
     if not path.is_file():
@@ -267,10 +244,10 @@ def _headers(folder: Path, file: str) -> list[TensorInfo]:
     for name, stated in header.items():
         if name == "__metadata__":
             continue
-        if stated["dtype"] not in _DTYPES:
+        if stated["dtype"] not in DTYPES:
             raise StepError(f"tensor {name!r} has dtype {stated['dtype']}: the base is quantized", path=path)
         start = 8 + length + stated["data_offsets"][0]
-        infos.append(TensorInfo(name, file, tuple(stated["shape"]), _DTYPES[stated["dtype"]], start))
+        infos.append(TensorInfo(name, file, tuple(stated["shape"]), DTYPES[stated["dtype"]], start))
     return infos
 
 

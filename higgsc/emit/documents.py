@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from higgsc.compiler.composition.provenance import origin_of, values_of
+from higgsc.compiler.ir import Ir
 from higgsc.compiler.reading.source import NodePath
 from higgsc.emit.build import Build
 from higgsc.emit.prediction import mesh_line, section
@@ -69,8 +70,7 @@ def report(build: Build) -> dict[str, str]:
         f"| base | `{spec.model.base}`{f' at `{spec.model.revision}`' if spec.model.revision else ''} |",
         f"| hardware | {plan.hardware} |",
         f"| mesh | {mesh_line(ir)} |",
-        f"| precision | {spec.precision} base, fp32 adapter |",
-        f"| LoRA | rank {spec.lora.rank}, alpha {spec.lora.alpha:g}, on {ir.integer('lora.module_count')} modules |",
+        *_what(ir),
         f"| trainable | {trainable:,} of {total:,} parameters ({trainable / total:.2%}) |",
         f"| global batch | {spec.training.global_batch.samples} samples = "
         f"{ir.integer('parallelism.replicate') * spec.parallelism.shard} "
@@ -93,6 +93,18 @@ def report(build: Build) -> dict[str, str]:
         lines.append(f"| {step.name} | {step.title} | {need} | {count} | `{step.job_path}` |")
     lines += ["", "Run it here with `higgsc run`, or submit `slurm/submit.sh`.", ""]
     return {"report.md": "\n".join(lines)}
+
+
+def _what(ir: Ir) -> list[str]:
+    """Number formats, and what is trained, as rows of the table."""
+    lora, precision = ir.spec.lora, ir.spec.precision
+    if lora is None:
+        return [f"| precision | fp32 weights, {precision} arithmetic |", "| LoRA | none: the whole model is trained |"]
+    modules = ir.integer("lora.module_count")
+    return [
+        f"| precision | {precision} base, fp32 adapter |",
+        f"| LoRA | rank {lora.rank}, alpha {lora.alpha:g}, on {modules} modules |",
+    ]
 
 
 def _yaml(value: Any, path: NodePath) -> Iterator[tuple[str, NodePath | None]]:

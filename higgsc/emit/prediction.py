@@ -16,7 +16,7 @@ PARTS = {
     "activations": "kept by the decoder for the backward pass",
     "working": "logits, and what comes and goes",
 }
-"""The parts of `higgsc.catalog.memory.Memory`, for people."""
+"""The parts of `higgsc.catalog.memory_parts.Memory`, for people."""
 
 
 def mesh_line(ir: Ir) -> str:

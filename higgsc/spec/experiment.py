@@ -16,7 +16,7 @@ from higgsc.spec.training import Checkpoint, Evaluate, Lora, Merge, Training
 
 
 class Model(SpecModel):
-    """The frozen weights that the adapter is trained on."""
+    """The weights that training starts from: frozen below the adapter, or all of them trained."""
 
     family: Literal["higgs-audio-v2"]
     """The architecture: says which modules exist and what shapes they have."""
@@ -31,7 +31,7 @@ class Model(SpecModel):
 
 
 class Experiment(SpecModel):
-    """A voice-cloning fine-tune of Higgs Audio v2, from data to merged model.
+    """A voice-cloning fine-tune of Higgs Audio v2, from data to trained model.
 
     Relative paths start at the project root: the folder above `specs/`, or the spec's own folder where there is no
     folder of that name."""
@@ -43,17 +43,24 @@ class Experiment(SpecModel):
     extends: FilePath | tuple[FilePath, ...] | None = None
     """Specs that this one builds on, relative to this file; later ones win, this file wins over all."""
     model: Model
-    """The frozen weights that the adapter is trained on."""
+    """The weights that training starts from: frozen below the adapter, or all of them trained."""
     data: Data
     """What the model learns from."""
-    lora: Lora = Lora()
-    """The adapter: where, how large."""
+    lora: Lora | None = Lora()
+    """The adapter: where, how large. `null` trains no adapter but every parameter of the language model: the attention,
+    both FFN paths, norms, embeddings and heads (the audio tokenizer stays as it is).
+
+    That takes 16 bytes a parameter, 92 GB of the released model, which `parallelism.shard` divides between GPUs, and
+    smaller learning rates, some 1e-5. Checkpoints are then models that transformers loads, and `merge` has nothing to
+    do: `evaluate` takes the best checkpoint itself."""
     hardware: Hardware
     """`8xH200`, `2x8`, `2x8xH100`, `1xCPU`, or a mapping with `nodes`, `gpus_per_node` and `gpu`."""
     parallelism: Parallelism = Parallelism()
     """How the processes divide the work."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Number format of the frozen base; adapters and optimizer are kept in fp32."""
+    """Number format of the frozen base; adapters and optimizer are kept in fp32.
+
+    Where the whole model is trained, of what is computed with: weights, gradients and optimizer are kept in fp32."""
     training: Training
     """Length, batch, learning rate."""
     loss: Loss = Loss()
@@ -61,11 +68,11 @@ class Experiment(SpecModel):
     tracking: Tracking = Tracking()
     """Where the figures of the training are shown."""
     checkpoint: Checkpoint = Checkpoint()
-    """How often the adapter is saved and validated."""
+    """How often what is trained is saved and validated."""
     merge: Merge | None = Merge()
-    """`null` leaves the adapter unmerged."""
+    """`null` leaves the adapter unmerged. Where the whole model is trained, it is `null` by itself."""
     evaluate: Evaluate | None = Evaluate()
-    """`null` leaves the merged model unevaluated."""
+    """`null` leaves the merged model, or the best checkpoint of a whole model, unevaluated."""
     site: Annotated[Site, BeforeValidator(lambda site: site, json_schema_input_type=Name | Site)] = Site()
     """The cluster: the name of a file in `specs/sites/`, or its words themselves."""
     sweep: dict[str, tuple[Any, ...]] | None = None

@@ -1,4 +1,4 @@
-"""How the adapter is trained, kept and merged."""
+"""What is trained, how, what is kept, and what is merged."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Training(SpecModel):
     decay: Literal["constant", "linear", "cosine"] = "cosine"
     """Course of the learning rate after the warm-up; `linear` and `cosine` end at 0."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay of AdamW, on the adapter."""
+    """Decoupled weight decay of AdamW, on all that is trained."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this L2 norm."""
     curriculum: Curriculum | None = None
@@ -112,7 +112,7 @@ class Training(SpecModel):
 
 
 class Checkpoint(SpecModel):
-    """How often the adapter is saved and validated, and what is kept."""
+    """How often what is trained is saved and validated, and what is kept."""
 
     every_steps: int = Field(default=500, ge=1)
     """Optimizer steps between two checkpoints; one more is written at the end, and when the training is asked to stop.

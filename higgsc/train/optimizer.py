@@ -1,4 +1,4 @@
-"""AdamW over the adapter, and its learning-rate schedule."""
+"""AdamW over what is trained, and its learning-rate schedule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The train step: from the job file to an adapter, in as many attempts as it takes."""
+"""The train step: from the job file to an adapter or a model, in as many attempts as it takes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,13 @@ def _run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
     try:
         with (
             explained(job),
-            open_mesh(job.mesh, job.device, rank=context.rank, world_size=context.world_size) as mesh,
+            open_mesh(
+                job.mesh,
+                job.device,
+                rank=context.rank,
+                world_size=context.world_size,
+                everything=job.lora is None,
+            ) as mesh,
         ):
             interrupted = _train(job, context, mesh, store, total)
     except OSError as error:
@@ -124,7 +130,8 @@ def _result(job: TrainJob, context: StepContext, total: int) -> StepResult:
         summary += f", best checkpoint {best.path.name}"
         figures["best_step"] = best.step
     # A training that has begun no longer needs what it started from.
-    start = [] if job.lora.start is None else [context.path(job.lora.start) / WEIGHTS_FILE]
+    start_path = None if job.lora is None else job.lora.start
+    start = [] if start_path is None else [context.path(start_path) / WEIGHTS_FILE]
     seconds = round(read_progress(last).seconds, 1)
     return StepResult(
         summary=summary,

@@ -6,10 +6,12 @@ import logging
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftModel
+from torch import nn
 
 from higgsc.contract.jobs import StepContext, TrainJob
 from higgsc.contract.outcome import Interrupted, StepError
@@ -18,13 +20,14 @@ from higgsc.data.store import STORE_FILE, Store
 from higgsc.train.checkpoints.checkpoint import read_checkpoint
 from higgsc.train.checkpoints.progress import Progress, read_progress, restore, seed_dropout
 from higgsc.train.checkpoints.resume import versions
-from higgsc.train.checkpoints.saving import Saver
+from higgsc.train.checkpoints.saving import AdapterSaver, Saver
+from higgsc.train.checkpoints.whole import WholeSaver
 from higgsc.train.faults.guard import FiniteGuard, NotFiniteError, record_skipped
 from higgsc.train.faults.rehearsal import REHEARSES, longest_row, rehearse
 from higgsc.train.faults.rollback import Rollbacks
 from higgsc.train.faults.watchdog import Watchdog
 from higgsc.train.gradients import Comparison, Counts, Gradients
-from higgsc.train.model.build import adapter_parameters, add_lora, load_base
+from higgsc.train.model.build import adapter_parameters, add_lora, load_base, train_whole
 from higgsc.train.model.layers import expect_compiler, run_layers
 from higgsc.train.model.start import start_from
 from higgsc.train.objective.loss import LossModule, LossSums
@@ -68,7 +71,7 @@ class Training:
         store_sha256: str,
         checkpoint: Path | None,
     ) -> None:
-        """Load the base and put the adapter on it.
+        """Load the base, and put the adapter on it if there is one.
 
         Args:
             checkpoint: What training goes on from, its hashes checked; None at the beginning.
@@ -82,19 +85,23 @@ class Training:
         self._plan = BatchPlan.of(job.batch, store.train, seed=job.seed, world_size=mesh.data_size, lengths=lengths)
         if job.compile:
             expect_compiler(mesh.device)
-        bf16 = job.precision == "bf16"
-        base = load_base(
-            job.model, root=context.root, dtype=torch.bfloat16 if bf16 else torch.float32, device=mesh.device
-        )
-        self._model: PeftModel = add_lora(base, job.lora, job.seed)
-        if checkpoint is None and job.lora.start is not None:
-            start_from(context.path(job.lora.start), self._model, job.model)
-        # Adapters are float32; autocast computes with them in the base's number format.
-        self._autocast = torch.bfloat16 if bf16 else None
+        compute = torch.bfloat16 if job.precision == "bf16" else torch.float32
+        # What is trained is float32. Adapters are computed with in the base's number format by autocast; the parameters
+        # of a whole model by FSDP2, which gathers them in it.
+        self._autocast = torch.bfloat16 if job.precision == "bf16" and job.lora is not None else None
+        stored = torch.float32 if job.lora is None else compute
+        base = load_base(job.model, root=context.root, dtype=stored, device=mesh.device)
+        self._model: nn.Module
+        if job.lora is None:
+            self._model = train_whole(base, job.model)
+        else:
+            self._model = adapted = add_lora(base, job.lora, job.seed)
+            if checkpoint is None and job.lora.start is not None:
+                start_from(context.path(job.lora.start), adapted, job.model)
         self._module = LossModule(self._model, Comparison(job.loss.contrastive, mesh)).train()
         mesh.divide(self._module)
         run_layers(self._module.causal.model.layers, job)
-        mesh.distribute(self._module)
+        mesh.distribute(self._module, compute if stored != compute else None)
         # Taken once: after a forward pass, FSDP2 may show a module's gathered parameters instead of its shards.
         self._adapter = adapter_parameters(self._model)
         self._optimizer = adamw(list(self._adapter.values()), job.optimizer)
@@ -111,16 +118,13 @@ class Training:
         self._samples = Samples(job, context, mesh, self._module, store, autocast=self._autocast)
         self._guard = FiniteGuard(mesh, rows=job.batch.accumulation)
         self._rollbacks = Rollbacks(context.path(job.checkpoints), self._folder, mesh, total=total)
-        self._saver = Saver(
-            job,
-            context,
-            mesh,
-            model=self._model,
-            parameters=self._adapter,
-            optimizer=self._optimizer,
-            total=total,
-        )
         self._dog = Watchdog(self._folder / "logs", mesh.rank, step_timeout().total_seconds())
+        saved: dict[str, Any] = {"parameters": self._adapter, "optimizer": self._optimizer, "total": total}
+        self._saver: Saver
+        if isinstance(self._model, PeftModel):
+            self._saver = AdapterSaver(job, context, mesh, model=self._model, **saved)
+        else:
+            self._saver = WholeSaver(job, context, mesh, alive=self._dog.heard, **saved)
         self._since_log, self._since_checkpoint = LossMeter(mesh), LossMeter(mesh)
         self._speed = Speed(job, mesh, store)
         self._started = time.monotonic()

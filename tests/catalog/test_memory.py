@@ -27,7 +27,7 @@ def test_weights_moments_and_gradients() -> None:
     """q_proj is 3072 x 3072 in each of 28 layers; rank 16 adds 16 x 6144 float32 parameters to it."""
     adapter = 28 * 16 * (3072 + 3072)
     found = memory(setup(accumulation=2), SAMPLE, 1)
-    assert setup().adapter_parameters == adapter == 2_752_512
+    assert setup().trained_parameters == adapter == 2_752_512
     assert found.base == 2 * 5_771_283_456
     assert found.adapter == 4 * adapter
     assert found.optimizer == 8 * adapter

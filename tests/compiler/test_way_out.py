@@ -40,7 +40,7 @@ TRAINING = "training: {{steps: 100, global_batch: {{samples: 8}}, learning_rate:
 @pytest.mark.parametrize(
     "line, help_",
     [
-        ("lora:", "indent the keys of `lora` below it, or take the line out"),
+        ("lora:", "indent the keys of `lora` below it, or write `lora: null` to train the whole model"),
         ("seed:", "write a value behind the colon, or take the line out"),
         ("lora: {rank: 1.5}", "write it without a fraction"),
         ("lora: {rank: '1.5'}", "write a whole number"),
@@ -49,7 +49,7 @@ TRAINING = "training: {{steps: 100, global_batch: {{samples: 8}}, learning_rate:
         ("merge: true", "take the line out: it is on by itself"),
         ("data: true", "write `data: {key: value}`, or its keys below it, indented"),
         ("merge: newest", "write `merge: {key: value}`, or its keys below it, indented"),
-        ("lora: full", "training is always LoRA; take the line out"),
+        ("lora: full", "`lora: null` trains the whole model"),
         ("lora: 16", "write `{rank: 16}`"),
         ("checkpoint: 100", "write `{every_steps: 100}`"),
         ("tracking: wandb", "write `{to: [wandb]}`"),

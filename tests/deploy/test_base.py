@@ -12,7 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from higgsc.contract.outcome import ExitCode, StepError  # noqa: E402
-from higgsc.deploy.base import base_folder, stored_dtype  # noqa: E402
+from higgsc.deploy.base import stored_dtype  # noqa: E402
+from higgsc.train.model.folder import base_folder  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +39,7 @@ def test_hub_id_that_cannot_be_had(tmp_path: Path) -> None:
     code = """if True:
         import pathlib
         from higgsc.contract.outcome import StepError
-        from higgsc.deploy.base import base_folder
+        from higgsc.train.model.folder import base_folder
         for name, revision in (("nobody/no-such-base", "0ff4877"), ("/no/such/folder", None), ("no folder", None)):
             try:
                 base_folder(name, revision, root=pathlib.Path("."))
@@ -65,7 +66,7 @@ def test_hub_cache(base: Path, sharded_base: Path, tmp_path: Path, sharded: bool
     snapshot.symlink_to(sharded_base if sharded else base)
     code = """if True:
         import pathlib, sys
-        from higgsc.deploy.base import base_folder
+        from higgsc.train.model.folder import base_folder
         from higgsc.deploy.weights import open_weights
         print(len(open_weights(base_folder("somebody/base", None, root=pathlib.Path("."))).tensors))
     """

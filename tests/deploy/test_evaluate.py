@@ -17,19 +17,24 @@ soundfile = pytest.importorskip("soundfile")
 from safetensors.torch import load_file  # noqa: E402
 
 from higgsc.contract.heartbeat import read_heartbeat  # noqa: E402
-from higgsc.contract.jobs import EvaluateJob, MergeJob, ModelRef, StepContext  # noqa: E402
+from higgsc.contract.jobs import EvaluateJob, MergeJob, ModelRef, SelectJob, StepContext  # noqa: E402
 from higgsc.contract.outcome import ExitCode, StepError  # noqa: E402
 from higgsc.data.audio import read_mono  # noqa: E402
 from higgsc.data.codec import Codec  # noqa: E402
 from higgsc.data.layout import DEFAULT_SYSTEM, ChatLayout  # noqa: E402
 from higgsc.data.store import Store, StoreWriter  # noqa: E402
-from higgsc.deploy import evaluate, merge  # noqa: E402
+from higgsc.deploy import evaluate  # noqa: E402
 from higgsc.deploy.generate import Speaker  # noqa: E402
-from higgsc.train.checkpoints.checkpoint import save_checkpoint  # noqa: E402
+from higgsc.deploy.merge import step as merge  # noqa: E402
+from higgsc.train.checkpoints.checkpoint import draft_checkpoint, save_checkpoint, write_tensors  # noqa: E402
+from higgsc.train.checkpoints.progress import Progress  # noqa: E402
 from higgsc.train.model.build import adapter_parameters, load_base  # noqa: E402
+from higgsc.train.model.folder import base_folder, copy_companions  # noqa: E402
 from higgsc.train.objective.loss import LossModule  # noqa: E402
 from higgsc.train.objective.validate import validation_losses  # noqa: E402
 from higgsc.train.parallel.mesh import Mesh  # noqa: E402
+from higgsc.train.report.metrics import SavedMeter  # noqa: E402
+from higgsc.train.report.speed import Window  # noqa: E402
 from higgsc.train.rows.batches import pack  # noqa: E402
 from higgsc.train.rows.sequence import AudioTokens, build_sequence  # noqa: E402
 
@@ -95,7 +100,20 @@ def save(root: Path, model: Any, step: int, loss: float, ref: ModelRef = TINY) -
         weights={name: p.detach() for name, p in adapter_parameters(model).items()},
         ref=ref,
         metrics={"validation/audio_loss": loss},
+        write_more=describe,
     )
+
+
+def describe(draft: Path) -> None:
+    """What the train step writes beside an adapter, as far as the model card speaks of it."""
+    lora = {"rank": 8, "alpha": 8.0, "rank_pattern": {}, "trainable_parameters": 1}
+    (draft / "job.json").write_text(json.dumps({"run": "runs/t", "store": "runs/t/store", "lora": lora}))
+    none = SavedMeter(sums=(), audio_labels=0, text_labels=0, anchors=0)
+    progress = Progress(
+        step=1, seconds=0, store_sha256="0" * 64, versions={}, grad_norm=0, since_log=none, since_checkpoint=none,
+        window=Window(),
+    )  # fmt: skip
+    (draft / "progress.json").write_text(progress.model_dump_json())
 
 
 def merge_job(**changes: Any) -> MergeJob:
@@ -240,6 +258,32 @@ def test_evaluate_step(merged: Path, context: StepContext, write_store: Callable
     again = evaluate.run(evaluate_job(samples=2, temperature=1.0), context)
     assert json.loads((folder / "evaluation.json").read_text()) == report
     assert again.figures == result.figures
+
+
+def test_a_whole_models_checkpoint_is_evaluated_as_it_is(
+    tmp_path: Path, context: StepContext, write_store: Callable[..., Path]
+) -> None:
+    """The best of two, which needs no merge; it computes in the number format that its configuration names."""
+    store = Store.open(write_store(held_out=1))
+    base = load_base(TINY, root=tmp_path, dtype=torch.float32, device=torch.device("cpu"))
+    checkpoints = tmp_path / "runs/t/checkpoints"
+    for step, loss in ((1, 4.0), (2, 5.0)):
+        with torch.no_grad():
+            base.audio_lm_head.weight.mul_(1.5)
+        metrics = {"validation/audio_loss": loss}
+        with draft_checkpoint(checkpoints, step, metrics=metrics, interrupted=False) as (draft, _):
+            copy_companions(base_folder("builtin:tiny", None, root=tmp_path), draft, torch.bfloat16)
+            write_tensors(draft / "model.safetensors", base.state_dict())
+    trained = SelectJob(checkpoints="runs/t/checkpoints", select="best", best="validation/audio_loss")
+    result = evaluate.run(evaluate_job(samples=1, merged=None, trained=trained), context)
+    ref = TINY.model_copy(update={"base": str(checkpoints / "step-1")})
+    model = load_base(ref, root=tmp_path, dtype=torch.bfloat16, device=torch.device("cpu"))
+    expected = validation_losses(
+        LossModule(model), store, store.validation, mesh=Mesh.single(torch.device("cpu")), micro_samples=1
+    )
+    assert result.figures["merged/audio_loss"] == expected.audio != result.figures["base/audio_loss"]
+    assert checkpoints / "step-1/manifest.json" in result.inputs
+    assert " trained; " in result.summary
 
 
 def test_evaluate_without_samples_reports_the_losses(

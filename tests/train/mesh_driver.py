@@ -56,6 +56,8 @@ class Case:
     dropout: float = 0.0
     everything: bool = False
     """All parameters instead of adapters: norms, embeddings and heads too."""
+    whole: bool = False
+    """All parameters as the train step trains them: FSDP2 holds them on every mesh."""
     checkpointing: bool = False
     """Layers compute their activations a second time in the backward pass."""
     voices: bool = False
@@ -78,7 +80,7 @@ def build(case: Case, mesh: Mesh) -> LossModule:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    if case.everything:
+    if case.everything or case.whole:
         return LossModule(model, compare).train()
     sizes = [
         (module.out_features, module.in_features)
@@ -225,7 +227,7 @@ def main(requests: list[dict[str, Any]]) -> None:
             alone[same] = gradients(build(same, single), single, same)
         expected, expected_norm = alone[same]
         assert all(gradient.abs().max() > 0 for gradient in expected.values())
-        mesh = Mesh(job, device=CPU, rank=rank, devices=device_mesh(job, "cpu"))
+        mesh = Mesh(job, device=CPU, rank=rank, devices=device_mesh(job, "cpu"), everything=case.whole)
         module = build(case, mesh)
         whole, norm = gradients(module, mesh, case)
         assert whole.keys() == expected.keys()

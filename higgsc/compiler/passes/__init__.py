@@ -28,6 +28,7 @@ from higgsc.compiler.passes.time_limit import time_limit
 from higgsc.compiler.passes.topology import topology
 from higgsc.compiler.passes.tracking import tracking
 from higgsc.compiler.passes.unlikely import unlikely
+from higgsc.compiler.passes.whole_model import whole_model
 
 Pass = Callable[[Ir, Sink], Ir]
 
@@ -38,6 +39,7 @@ PASSES: tuple[Pass, ...] = (
     pinning,
     topology,
     mesh,  # needs the processes
+    whole_model,
     lora_targets,
     lora_patterns,  # needs the adapter's modules
     batch,  # needs the data-parallel ranks of `mesh`; its way out, the adapter's modules

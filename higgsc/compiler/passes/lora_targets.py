@@ -49,12 +49,14 @@ FOREIGN = {
 def lora_targets(ir: Ir, sink: Sink) -> Ir:
     """Derive `lora.modules` and `lora.module_count` from the targets."""
     lora = ir.spec.lora
+    if lora is None:
+        return ir
     linear = ir.shape.linear_modules()
     patterns = PRESETS[lora.targets] if isinstance(lora.targets, str) else lora.targets
     matches = {pattern: _linear_matching(pattern, ir.shape) for pattern in patterns}
     for index, pattern in enumerate(patterns):
         if not matches[pattern] and not sink.full:
-            _report(ir, sink, index, pattern, matches)
+            _report(ir, sink, index, pattern, matches, lora.heads)
     heads = [HEADS[head] for head in lora.heads]
     for head in set(lora.heads) & set(lora.full_heads):
         first, again = (
@@ -99,7 +101,9 @@ def _as_suffixes(pattern: str, matched: list[str]) -> list[str]:
     return list(dict.fromkeys(".".join(name.split(".")[-depth:]) for name in matched))
 
 
-def _report(ir: Ir, sink: Sink, index: int, pattern: str, matches: dict[str, list[str]]) -> None:
+def _report(
+    ir: Ir, sink: Sink, index: int, pattern: str, matches: dict[str, list[str]], heads: Collection[str]
+) -> None:
     linear = ir.shape.linear_modules()
     label = ir.label(f"lora.targets.{index}", f"0 of {len(linear)} linear modules")
     others = [
@@ -124,7 +128,7 @@ def _report(ir: Ir, sink: Sink, index: int, pattern: str, matches: dict[str, lis
     elif pattern in PRESETS:
         way_out = f"a preset stands alone: `targets: {pattern}`"
     else:
-        way_out = _meant(pattern, linear, ir.spec.lora.heads)
+        way_out = _meant(pattern, linear, heads)
     matched = {name for names in matches.values() for name in names}
     found_some = [other for other, names in matches.items() if names]
     others_match = f"`{found_some[0]}` matches" if len(found_some) == 1 else f"{len(found_some)} other targets match"

@@ -122,6 +122,9 @@ def _way_out(ir: Ir, found: Estimate) -> str:
     if divided is not None:
         shorter = f", and so do clips of up to `max_seconds: {seconds}`" if seconds else ""
         return f"{divided} fits{shorter}"
+    if setup.lora is None and (gpus := _gpus_for_whole(setup, found)) is not None:
+        more = f"`parallelism: {{shard: {gpus}}}` on {gpus} of them fits"
+        return f"{more}, and so may an adapter: leave `lora: null` out"
     if seconds is None:
         return "take a GPU with more memory"
     return f"write `max_seconds: {seconds}` in `data.limits`, or take a GPU with more memory"
@@ -138,6 +141,16 @@ def _smallest_group(ir: Ir, setup: Setup, found: Estimate) -> str | None:
             larger = with_tensor(setup, size)
             if fits(larger, found.longest, found.samples, found.gpu):
                 return _parallelism(larger)
+    return None
+
+
+def _gpus_for_whole(setup: Setup, found: Estimate) -> int | None:
+    """The fewest GPUs, a power of two, between which a whole model can be divided to fit."""
+    assert found.gpu is not None
+    for gpus in (1 << power for power in range(1, 11)):
+        wider = replace(setup, replicate=1, shard=gpus)
+        if gpus > setup.shard and fits(wider, found.longest, found.samples, found.gpu):
+            return gpus
     return None
 
 

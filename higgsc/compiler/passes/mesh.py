@@ -31,7 +31,12 @@ def tensor_sizes(ir: Ir) -> list[int]:
 
 def undivided(ir: Ir) -> list[str]:
     """What the spec asks for that tensor groups cannot do, by path."""
-    asked = {"lora.dora": ir.spec.lora.dora, "training.compile": ir.spec.training.compile}
+    lora = ir.spec.lora
+    asked = {
+        "lora": lora is None,
+        "lora.dora": lora is not None and lora.dora,
+        "training.compile": ir.spec.training.compile,
+    }
     return [path for path, on in asked.items() if on]
 
 
@@ -71,10 +76,13 @@ def _problems(ir: Ir) -> Iterator[Diagnostic]:
     for path in undivided(ir) if given.tensor > 1 else ():
         yield Diagnostic(
             "HC307",
-            f"`{path}` cannot be combined with a tensor group",
+            f"`{path}{': null' if path == 'lora' else ''}` cannot be combined with a tensor group",
             ir.label(path),
             secondary=(Label(ir.label("parallelism.tensor").span, f"{given.tensor} GPUs each"),),
-            help=f"leave `{path}` out, or write `tensor: 1`",
+            notes=("how much memory that takes is not predicted",) if path == "lora" else (),
+            help="divide the whole model by `shard` instead, with `tensor: 1`"
+            if path == "lora"
+            else f"leave `{path}` out, or write `tensor: 1`",
         )
     if given.replicate == "auto":
         if world % together:

@@ -29,7 +29,7 @@ def paths(ir: Ir, sink: Sink) -> Ir:
         **{f"data.roots.{index}": folder for index, folder in enumerate(spec.data.roots)},
         "model.base": spec.model.base,
         "model.audio_tokenizer": spec.model.audio_tokenizer,
-        "lora.start": spec.lora.start,
+        "lora.start": None if spec.lora is None else spec.lora.start,
         **{f"data.train.{index}.path": source.path for index, source in enumerate(spec.data.train)},
     }
     for at, path in given.items():

@@ -59,7 +59,7 @@ def schedule(ir: Ir, sink: Sink) -> Ir:
         )
     if spec.data.validation.fraction == 0:
         _need_held_out(ir, sink)
-    if spec.evaluate is not None and spec.merge is None:
+    if spec.evaluate is not None and spec.merge is None and spec.lora is not None:
         sink.add(
             Diagnostic(
                 "HC323",

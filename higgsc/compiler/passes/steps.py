@@ -19,7 +19,7 @@ def steps(ir: Ir, sink: Sink) -> Ir:
     """Build the steps.
 
     `encode` is there if it is divided into shards. `merge` needs `train`, `evaluate` needs `merge`; both can be
-    switched off.
+    switched off. Where the whole model is trained, nothing is merged, and `evaluate` needs `train`.
     """
     if sink.error_count:
         return ir  # there is nothing sound to build steps from
@@ -27,8 +27,8 @@ def steps(ir: Ir, sink: Sink) -> Ir:
     made += [_prepare(ir), _train(ir)]
     if ir.spec.merge is not None:
         made.append(_merge(ir))
-        if ir.spec.evaluate is not None:
-            made.append(_evaluate(ir))
+    if ir.spec.evaluate is not None and (ir.spec.merge is not None or ir.spec.lora is None):
+        made.append(_evaluate(ir))
     return replace(ir, steps=tuple(made))
 
 
@@ -110,7 +110,13 @@ def _train(ir: Ir) -> Step:
         activation_checkpointing=training.activation_checkpointing,
         compile=training.compile,
     )
-    return _step(ir, job, "train the LoRA adapter", needs=("prepare",), whole_machine=True)
+    return _step(
+        ir,
+        job,
+        "train the whole model" if spec.lora is None else "train the LoRA adapter",
+        needs=("prepare",),
+        whole_machine=True,
+    )
 
 
 def _samples(ir: Ir) -> jobs.SamplesJob | None:
@@ -121,8 +127,10 @@ def _samples(ir: Ir) -> jobs.SamplesJob | None:
     return jobs.SamplesJob(count=count, prompts=evaluate.prompts, temperature=evaluate.temperature)
 
 
-def _lora(ir: Ir) -> jobs.LoraJob:
+def _lora(ir: Ir) -> jobs.LoraJob | None:
     lora, shape = ir.spec.lora, adapter_of(ir)
+    if lora is None or shape is None:
+        return None
     return jobs.LoraJob(
         rank=lora.rank,
         alpha=lora.alpha,
@@ -154,10 +162,13 @@ def _merge(ir: Ir) -> Step:
 
 def _evaluate(ir: Ir) -> Step:
     assert ir.spec.evaluate is not None
+    output, best, whole = ir.text("output"), ir.spec.checkpoint.best, ir.spec.lora is None
+    trained = jobs.SelectJob(checkpoints=f"{output}/checkpoints", select="best", best=best)
     job = jobs.EvaluateJob(
         **_common(ir),
         store=ir.text("data.store"),
-        merged=f"{ir.text('output')}/merged",
+        merged=None if whole else f"{output}/merged",
+        trained=trained if whole else None,
         samples=ir.spec.evaluate.samples,
         prompts=ir.spec.evaluate.prompts,
         temperature=ir.spec.evaluate.temperature,
@@ -167,7 +178,7 @@ def _evaluate(ir: Ir) -> Step:
         ir,
         job,
         f"score held-out samples, speak {ir.spec.evaluate.prompts} prompts",
-        needs=("merge",),
+        needs=("train",) if whole else ("merge",),
         whole_machine=False,
     )
 

@@ -6,9 +6,12 @@ import math
 
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.ir import Ir
+from higgsc.spec.training import Lora
 
 LOWEST_RATE, HIGHEST_RATE = 1e-7, 0.1
 """Learning rates outside of which an adapter stands still, or runs away; `1e-4` is usual."""
+HIGHEST_FULL_RATE = 2e-3
+"""The same of the whole model; `1e-5` is usual."""
 LOWEST_SCALE, HIGHEST_SCALE = 1e-2, 64.0
 """alpha / rank outside of which the adapter does nothing, or everything; 1 and 2 are usual."""
 MOST_STEPS = 10_000_000
@@ -22,8 +25,24 @@ LARGE = 1e9
 
 def unlikely(ir: Ir, sink: Sink) -> Ir:
     """Warn about numbers, hardware and loss weights that are legal but hardly meant; refuse a loss of nothing."""
-    training, lora = ir.spec.training, ir.spec.lora
+    training = ir.spec.training
     _rate(ir, sink, training.learning_rate)
+    if ir.spec.lora is not None:
+        _scale(ir, sink, ir.spec.lora)
+    if training.weight_decay > HIGHEST_DECAY:
+        message = f"a weight decay of {training.weight_decay:g} pulls what is trained to zero"
+        _warn(ir, sink, "training.weight_decay", message, "`0.0` to `0.1` is usual")
+    if training.steps is not None and training.steps > MOST_STEPS:
+        _warn(ir, sink, "training.steps", f"{training.steps:,} optimizer steps never end", "some thousands are usual")
+    if training.warmup_steps > MOST_WARMUP and training.steps is None:
+        message = f"a warm-up of {training.warmup_steps:,} steps is longer than most trainings"
+        _warn(ir, sink, "training.warmup_steps", message, "`warmup_steps: 100` is usual")
+    _loss(ir, sink)
+    _hardware(ir, sink)
+    return ir
+
+
+def _scale(ir: Ir, sink: Sink, lora: Lora) -> None:
     rslora = lora.scaling == "rslora"
     scale = lora.alpha / (math.sqrt(lora.rank) if rslora else lora.rank)
     if not LOWEST_SCALE <= scale <= HIGHEST_SCALE:
@@ -36,17 +55,6 @@ def unlikely(ir: Ir, sink: Sink) -> Ir:
             else f"once or twice the rank is usual: `alpha: {2 * lora.rank}`"
         )
         _warn(ir, sink, "lora.alpha", message, usual)
-    if training.weight_decay > HIGHEST_DECAY:
-        message = f"a weight decay of {training.weight_decay:g} pulls the adapter to zero"
-        _warn(ir, sink, "training.weight_decay", message, "`0.0` to `0.1` is usual")
-    if training.steps is not None and training.steps > MOST_STEPS:
-        _warn(ir, sink, "training.steps", f"{training.steps:,} optimizer steps never end", "some thousands are usual")
-    if training.warmup_steps > MOST_WARMUP and training.steps is None:
-        message = f"a warm-up of {training.warmup_steps:,} steps is longer than most trainings"
-        _warn(ir, sink, "training.warmup_steps", message, "`warmup_steps: 100` is usual")
-    _loss(ir, sink)
-    _hardware(ir, sink)
-    return ir
 
 
 def _warn(ir: Ir, sink: Sink, at: str, message: str, help_: str) -> None:
@@ -54,12 +62,14 @@ def _warn(ir: Ir, sink: Sink, at: str, message: str, help_: str) -> None:
 
 
 def _rate(ir: Ir, sink: Sink, rate: float) -> None:
-    if LOWEST_RATE <= rate < HIGHEST_RATE:
+    whole = ir.spec.lora is None
+    highest, usual = (HIGHEST_FULL_RATE, "1e-5") if whole else (HIGHEST_RATE, "1e-4")
+    if LOWEST_RATE <= rate < highest:
         return
-    far = "far above" if rate >= HIGHEST_RATE else "far below"
+    far = "far above" if rate >= highest else "far below"
     minus = "; a minus may be missing in the exponent" if rate >= HIGHEST_RATE else ""
-    message = f"a learning rate of {rate:g} is {far} what LoRA is trained with"
-    sink.add(Diagnostic("HC324", message, ir.label("training.learning_rate"), help=f"`1e-4` is usual{minus}"))
+    message = f"a learning rate of {rate:g} is {far} what {'a whole model' if whole else 'LoRA'} is trained with"
+    sink.add(Diagnostic("HC324", message, ir.label("training.learning_rate"), help=f"`{usual}` is usual{minus}"))
 
 
 def _loss(ir: Ir, sink: Sink) -> None:

@@ -95,6 +95,8 @@ def _for_empty(path: NodePath, takes: set[str]) -> Hint:
 
 def _as_mapping(node: Node, path: NodePath) -> Hint:
     value, written, last = node.value, node.span.text, path[-1] if path else ""
+    if path == ("lora",) and (value is False or str(value).lower() in ("full", "no", "none", "off", "false", "nil")):
+        return Hint("`lora: null` trains the whole model")
     if may_be_null(path) and (value is False or str(value).lower() in ("no", "none", "off", "false", "nil")):
         return Hint(f"`{last}: null` switches it off", "null")
     if value is True and last in ("lora", "checkpoint", "loss", "merge", "evaluate"):
@@ -113,8 +115,6 @@ def _as_mapping(node: Node, path: NodePath) -> Hint:
         return Hint("held-out samples come from `data.train`: write `{fraction: 0.02}`")
     if last == "model" and isinstance(value, str):
         return Hint(f"write `{{family: higgs-audio-v2, base: {written}}}`")
-    if last == "lora" and (value is False or value == "full"):
-        return Hint("training is always LoRA; take the line out")
     if last == "lora" and isinstance(value, int):
         return Hint(f"write `{{rank: {written}}}`")
     if last == "checkpoint" and isinstance(value, int):

@@ -19,15 +19,16 @@ import higgsc
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.publish import flush_file, publish_folder
 from higgsc.contract.receipts import sha256_file
-from higgsc.deploy.base import base_folder
-from higgsc.deploy.merge.companions import copy_companions, write_card
+from higgsc.deploy.merge.card import write_card
 from higgsc.deploy.merge.fit import check_base, check_fit
 from higgsc.deploy.merge.names import Layout, check_layout, names_in, renamed
+from higgsc.deploy.merge.original_config import write_original_config
 from higgsc.deploy.merge.record import Record
 from higgsc.deploy.merge.rows import Fidelity, MergedTensor, exact_rows
 from higgsc.deploy.merge.verify import LogitsCheck, compare_logits
 from higgsc.deploy.weights import TensorInfo, Weights, open_weights, write_file, write_index
 from higgsc.train.model.adapter import Adapter, open_adapter
+from higgsc.train.model.folder import base_folder, copy_companions
 
 REPORT_FILE = "merge.json"
 REPORT_SCHEMA = "higgsc.merge/v1"
@@ -125,7 +126,9 @@ def merge_adapter(
                 path=adapter.weights_path,
                 help="merge in fp32 to rule out rounding; if it differs there too, please report it",
             )
-        copy_companions(base_dir, folder, config, DTYPES[dtype], layout)
+        copy_companions(base_dir, folder, DTYPES[dtype])
+        if layout == "original":
+            write_original_config(folder)
         write_card(folder, _facts(report, provenance or {}), base=adapter.base, layout=layout)
         text = json.dumps({"schema": REPORT_SCHEMA, "higgsc": higgsc.__version__, **asdict(report)}, indent=2)
         (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")

@@ -66,6 +66,17 @@ def original_config(config: Mapping[str, Any], tokenizer: Path) -> dict[str, Any
     }
 
 
+def write_original_config(folder: Path) -> None:
+    """Put it in the place of transformers' configuration in a model's folder.
+
+    Raises:
+        StepError: See `original_config`.
+    """
+    path = folder / "config.json"
+    config = original_config(json.loads(path.read_text("utf-8")), folder / "tokenizer.json")
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
 def _special_ids(tokenizer: Path) -> dict[str, int]:
     try:
         added = json.loads(tokenizer.read_text("utf-8"))["added_tokens"]

@@ -65,7 +65,9 @@ def find_source(path: Path, select: str | None) -> Source:
 def of_checkpoint(checkpoint: Checkpoint) -> Source:
     """The adapter of a checkpoint whose hashes have been checked, with what its files say of the training."""
     job, progress = read_job(checkpoint.path), read_progress(checkpoint.path)
-    lora: dict[str, Any] = job["lora"]
+    lora: dict[str, Any] | None = job["lora"]
+    if lora is None:
+        return Source(checkpoint.path, {})  # a whole model, which `open_adapter` refuses in its own words
     patterns = f" with {len(lora['rank_pattern'])} exceptions" if lora.get("rank_pattern") else ""
     facts = {
         "run": f"{job['run']}, {checkpoint.path.name}",

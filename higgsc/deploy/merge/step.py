@@ -7,12 +7,12 @@ import logging
 from higgsc.contract.heartbeat import HeartbeatWriter
 from higgsc.contract.jobs import MergeJob, MeshJob, StepContext
 from higgsc.contract.outcome import StepError, StepResult
-from higgsc.deploy.base import base_folder
 from higgsc.deploy.merge.fold import merge_adapter
 from higgsc.deploy.merge.source import of_checkpoint
 from higgsc.deploy.weights import open_weights
 from higgsc.train.checkpoints.checkpoint import select_checkpoint
 from higgsc.train.model.adapter import CONFIG_FILE, open_adapter
+from higgsc.train.model.folder import base_folder
 from higgsc.train.parallel.mesh import open_mesh
 
 logger = logging.getLogger(__name__)

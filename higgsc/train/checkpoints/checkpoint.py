@@ -1,8 +1,8 @@
-"""Checkpoints: an adapter in PEFT's format, the figures it was saved with, what training goes on from, and hashes.
+"""Checkpoints: what was trained, the figures it was saved with, what training goes on from, and hashes.
 
     checkpoints/step-500/
       adapter/adapter_model.safetensors   what `peft.PeftModel.from_pretrained` loads
-      adapter/adapter_config.json
+      adapter/adapter_config.json         (of a whole model: transformers' files instead, see `whole.py`)
       metrics.json                        {"step", "metrics", "interrupted"}
       manifest.json                       size and SHA-256 of every other file
       optimizer.safetensors, progress.json, job.json: see `progress.py`
@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeVar
@@ -111,24 +112,41 @@ def save_checkpoint(
     Raises:
         StepError: If the disk is full or not writable (74). Earlier checkpoints are as they were.
     """
-    target = checkpoint_path(folder, step)
-    with publish_folder(target, marker=MANIFEST) as draft:
+    with draft_checkpoint(folder, step, metrics=metrics, interrupted=interrupted) as (draft, _):
         adapter = draft / "adapter"
         adapter.mkdir()
         state = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
         assert len(state) == len(weights), "every trained parameter is part of the adapter"
         write_tensors(adapter / "adapter_model.safetensors", state)
         _write_adapter_config(adapter, model, ref)
+        write_more(draft)
+    return checkpoint_path(folder, step)
+
+
+@contextmanager
+def draft_checkpoint(
+    folder: Path, step: int, *, metrics: Mapping[str, float], interrupted: bool
+) -> Iterator[tuple[Path, dict[str, FileStamp]]]:
+    """A folder that becomes `step-<step>` when the block ends well, with metrics and manifest; it replaces one of
+    that name.
+
+    Yields:
+        The folder to write to; and stamps, to which files may be added whose hash is known already.
+
+    Raises:
+        StepError: If the disk is full or not writable (74). Earlier checkpoints are as they were.
+    """
+    known: dict[str, FileStamp] = {}
+    with publish_folder(checkpoint_path(folder, step), marker=MANIFEST) as draft:
+        yield draft, known
         saved = SavedMetrics(step=step, metrics=dict(sorted(metrics.items())), interrupted=interrupted)
         (draft / "metrics.json").write_text(saved.model_dump_json(indent=2) + "\n", "utf-8")
-        write_more(draft)
+        paths = {path.relative_to(draft).as_posix(): path for path in sorted(draft.rglob("*")) if path.is_file()}
         files = {
-            path.relative_to(draft).as_posix(): FileStamp(size=path.stat().st_size, sha256=sha256_file(path))
-            for path in sorted(draft.rglob("*"))
-            if path.is_file()
+            name: known.get(name) or FileStamp(size=path.stat().st_size, sha256=sha256_file(path))
+            for name, path in paths.items()
         }
         (draft / MANIFEST).write_text(Manifest(files=files).model_dump_json(indent=2) + "\n", "utf-8")
-    return target
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

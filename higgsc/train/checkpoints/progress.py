@@ -1,6 +1,7 @@
-"""What a training goes on from, beside the adapter: three more files of a checkpoint.
+"""What a training goes on from, beside what was trained: three more files of a checkpoint.
 
-    optimizer.safetensors   AdamW's two moments of every parameter, in full whatever the mesh was
+    optimizer.safetensors   AdamW's two moments of every parameter, in full whatever the mesh was; of a whole model in
+                            several files
     progress.json           counters, and the stretches of steps that the next figures are means of
     job.json                the job, to see what has changed since
 
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from higgsc.contract.jobs import TrainJob
@@ -70,10 +71,15 @@ def writer(job: TrainJob, progress: Progress, moments: Mapping[str, Tensor]) -> 
 
     def write(draft: Path) -> None:
         write_tensors(draft / "optimizer.safetensors", moments)
-        (draft / "progress.json").write_text(progress.model_dump_json(indent=2) + "\n", "utf-8")
-        (draft / "job.json").write_text(job.model_dump_json(indent=2) + "\n", "utf-8")
+        write_progress(draft, job, progress)
 
     return write
+
+
+def write_progress(draft: Path, job: TrainJob, progress: Progress) -> None:
+    """Write the two JSON files into a checkpoint's folder."""
+    (draft / "progress.json").write_text(progress.model_dump_json(indent=2) + "\n", "utf-8")
+    (draft / "job.json").write_text(job.model_dump_json(indent=2) + "\n", "utf-8")
 
 
 def read_progress(checkpoint: Path) -> Progress:
@@ -111,18 +117,18 @@ def read_job(checkpoint: Path) -> dict[str, Any]:
 def restore(
     checkpoint: Path,
     *,
-    model: PeftModel,
+    model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     mesh: Mesh,
     updates: int,
 ) -> None:
-    """Put the adapter and the moments of a checkpoint into a model and its optimizer, whatever their mesh.
+    """Put the weights and the moments of a checkpoint into a model and its optimizer, whatever their mesh.
 
     Args:
         checkpoint: Its hashes have been checked.
-        model: Says what PEFT calls the parameters in its file.
-        parameters: The adapter's, by their names in `model`; perhaps sharded.
+        model: Says what the parameters are called in the files, and which files: a PEFT model's are an adapter.
+        parameters: The trained ones, by their names in `model`; perhaps sharded.
         optimizer: An AdamW of those parameters; what it had is replaced.
         mesh: The processes.
         updates: Updates that the optimizer is to count as done: steps that were not skipped.
@@ -131,8 +137,9 @@ def restore(
         StepError: If the files hold other tensors than the model has.
     """
     in_file = names_in_file(model, parameters)
-    weights = _Tensors(checkpoint / "adapter" / "adapter_model.safetensors", mesh)
-    saved = _Tensors(checkpoint / "optimizer.safetensors", mesh)
+    adapted = isinstance(model, PeftModel)
+    weights = _Tensors(checkpoint, "adapter/adapter_model*.safetensors" if adapted else "model*.safetensors", mesh)
+    saved = _Tensors(checkpoint, "optimizer*.safetensors", mesh)
     with_moments = updates > 0 or bool(saved)
     for name, parameter in parameters.items():
         parameter.copy_(weights.part(in_file[name], name, parameter))
@@ -146,31 +153,36 @@ def restore(
 
 
 class _Tensors:
-    """The tensors of a file, each to be taken once."""
+    """The tensors of some files, each to be taken once; in memory only while it is."""
 
-    def __init__(self, path: Path, mesh: Mesh) -> None:
-        self._path, self._mesh = path, mesh
-        self._tensors: dict[str, Tensor] = load_file(path)
+    def __init__(self, checkpoint: Path, pattern: str, mesh: Mesh) -> None:
+        self._mesh, self._path = mesh, checkpoint
+        self._files: dict[str, tuple[Path, Any]] = {}
+        for path in sorted(checkpoint.glob(pattern)):
+            file: Any = safe_open(path, "pt")
+            self._files |= dict.fromkeys(file.keys(), (path, file))
 
     def part(self, name: str, parameter: str, like: Tensor) -> Tensor:
         """What this process holds of the tensor called `name` here, for the parameter of that name in the model."""
-        whole, shape = self._tensors.pop(name, None), self._mesh.shape(parameter, like)
+        path, file = self._files.pop(name, (self._path, None))
+        whole, shape = None if file is None else file.get_tensor(name), self._mesh.shape(parameter, like)
         if whole is None or whole.shape != shape:
             found = "nothing" if whole is None else f"{list(whole.shape)}"
             raise StepError(
                 f"holds {found} for {name}, which is {list(shape)} in the model",
-                path=self._path,
+                path=path,
                 help="the checkpoint belongs to another base; train into another folder",
             )
         return self._mesh.part(parameter, whole, like)
 
     def __bool__(self) -> bool:
-        return bool(self._tensors)
+        return bool(self._files)
 
     def expect_empty(self) -> None:
-        if self._tensors:
+        if self._files:
+            name = min(self._files)
             raise StepError(
-                f"holds {len(self._tensors)} tensors that the model lacks, such as {min(self._tensors)}",
-                path=self._path,
+                f"holds {len(self._files)} tensors that the model lacks, such as {name}",
+                path=self._files[name][0],
                 help="the checkpoint belongs to another base; train into another folder",
             )

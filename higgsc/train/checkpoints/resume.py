@@ -104,6 +104,9 @@ def find_start(folder: Path, job: TrainJob, *, store_sha256: str, total: int) ->
 
 def changed(before: Mapping[str, Any], job: TrainJob) -> list[str]:
     """What differs between a checkpoint's job and the present one and makes it impossible to go on."""
+    kinds = ["the whole model" if lora is None else "an adapter" for lora in (before.get("lora"), job.lora)]
+    if kinds[0] != kinds[1]:
+        return [f"lora ({kinds[0]} was trained, not {kinds[1]})"]
     return [
         f"{where} {old} → {new} ({BREAKS_RESUME[path]})"
         for path in BREAKS_RESUME

@@ -1,11 +1,17 @@
-"""Saving a training: the processes put together what each holds, the first one writes it in the background."""
+"""Saving a training: the processes put together what each holds, and the first one writes it.
+
+An adapter is copied and written in the background; a whole model while the steps wait (`whole.py`).
+"""
 
 from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -25,15 +31,14 @@ from higgsc.train.parallel.mesh import Mesh
 logger = logging.getLogger(__name__)
 
 
-class Saver:
+class Saver(ABC):
     """Saves checkpoints; as a context manager, waits for the last one to be written.
 
     Args:
         job: The job.
         context: Where it runs.
         mesh: The processes; everything here is done by all of them.
-        model: Says what PEFT calls the parameters in its file.
-        parameters: The adapter's, by their names in `model`; perhaps sharded.
+        parameters: The trained ones, by their names in the model; perhaps sharded.
         optimizer: Their AdamW.
         total: Optimizer steps of the training.
     """
@@ -44,19 +49,13 @@ class Saver:
         context: StepContext,
         mesh: Mesh,
         *,
-        model: PeftModel,
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         total: int,
     ) -> None:
         self._job, self._context, self._mesh, self._total = job, context, mesh, total
-        self._model, self._parameters, self._optimizer = model, parameters, optimizer
-        self._writer, self._host = BackgroundWriter(), HostCopy(mesh.device)
-        if mesh.is_first:
-            for name, parameter in parameters.items():
-                whole = torch.empty(mesh.shape(name, parameter), dtype=parameter.dtype, device="meta")
-                for buffer in (name, *(f"{moment}.{name}" for moment in MOMENTS)):
-                    self._host.reserve(buffer, whole)
+        self._parameters, self._optimizer = parameters, optimizer
+        self._writer = BackgroundWriter()
 
     def __enter__(self) -> Saver:
         return self
@@ -65,6 +64,27 @@ class Saver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._writer.__exit__(kind, error, trace)
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes of a checkpoint's tensors."""
+
+    @abstractmethod
+    def _begin(
+        self,
+        progress: Progress,
+        figures: Mapping[str, float],
+        before: Callable[[], object],
+        *,
+        interrupted: bool,
+        began: float,
+    ) -> None:
+        """Begin to save; see `save`. Every process comes here.
+
+        Args:
+            began: When the steps began to wait, by the monotonic clock.
+        """
 
     def check_room(self) -> None:
         """See to it now that there is room for a checkpoint, not when the first one is due.
@@ -76,7 +96,7 @@ class Saver:
 
     def _check_room(self) -> int:
         folder, keep = self._context.path(self._job.checkpoints), self._job.checkpoint.keep_last
-        size, free = self._host.size, free_space(folder)
+        size, free = self.size, free_space(folder)
         if free < size:
             raise StepError(
                 f"a checkpoint takes {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there",
@@ -122,14 +142,57 @@ class Saver:
             interrupted: Whether it is saved only to go on from.
 
         Raises:
-            NotFiniteError: If the adapter holds numbers that are not finite; nothing is saved then.
+            NotFiniteError: If the weights hold numbers that are not finite; nothing is saved then.
             StepError: If the one before could not be written.
         """
         began = time.monotonic()
         self.finish()
         finite = [self._mesh.local(parameter.detach()).isfinite().all() for parameter in self._parameters.values()]
         if self._mesh.any(not bool(torch.stack(finite).all())):
-            raise NotFiniteError("the adapter", progress.step)
+            raise NotFiniteError("the adapter" if self._job.lora is not None else "the model", progress.step)
+        self._begin(progress, figures, before, interrupted=interrupted, began=began)
+
+    def _saved(self, checkpoint: Path, progress: Progress, waited: float) -> None:
+        """On the first process, when a checkpoint is on disk."""
+        job = self._job
+        write_state(self._context.path(job.run), job.step, "running", progress.step, self._total)
+        folder = self._context.path(job.checkpoints)
+        removed = ", ".join(old.path.name for old in prune_checkpoints(folder, job.checkpoint))
+        logger.info(
+            "saved %s%s; the steps waited %.3f s", checkpoint.name, f", removed {removed}" if removed else "", waited
+        )
+
+
+class AdapterSaver(Saver):
+    """Saves an adapter, from copies in memory that is taken before the first step.
+
+    Args:
+        model: Says what PEFT calls the parameters in its file.
+        others: As for every saver.
+    """
+
+    def __init__(self, job: TrainJob, context: StepContext, mesh: Mesh, *, model: PeftModel, **others: Any) -> None:
+        super().__init__(job, context, mesh, **others)
+        self._model, self._host = model, HostCopy(mesh.device)
+        if mesh.is_first:
+            for name, parameter in self._parameters.items():
+                whole = torch.empty(mesh.shape(name, parameter), dtype=parameter.dtype, device="meta")
+                for buffer in (name, *(f"{moment}.{name}" for moment in MOMENTS)):
+                    self._host.reserve(buffer, whole)
+
+    @property
+    def size(self) -> int:
+        return self._host.size
+
+    def _begin(
+        self,
+        progress: Progress,
+        figures: Mapping[str, float],
+        before: Callable[[], object],
+        *,
+        interrupted: bool,
+        began: float,
+    ) -> None:
         weights, moments = self._copies()
 
         def write() -> None:
@@ -146,11 +209,7 @@ class Saver:
                 interrupted=interrupted,
                 write_more=writer(job, progress, moments),
             )
-            write_state(self._context.path(job.run), job.step, "running", progress.step, self._total)
-            removed = ", ".join(old.path.name for old in prune_checkpoints(folder, job.checkpoint))
-            logger.info(
-                "saved %s%s; the steps waited %.3f s", saved.name, f", removed {removed}" if removed else "", waited
-            )
+            self._saved(saved, progress, waited)
 
         waited = time.monotonic() - began
         if self._mesh.is_first:

@@ -117,7 +117,7 @@ def _tensor_groups(job: TrainJob) -> str | None:
     """
     mesh, here = job.mesh, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     size = 2 * mesh.tensor
-    if shape_of(job.model.base).indivisible(size) or job.lora.dora or job.compile:
+    if shape_of(job.model.base).indivisible(size) or job.lora is None or job.lora.dora or job.compile:
         return None
     if here % size:
         return f"`parallelism: {{tensor: {size}, sequence: true}}` on {size} GPUs of one machine"

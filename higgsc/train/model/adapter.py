@@ -88,6 +88,12 @@ def open_adapter(folder: Path) -> Adapter:
         StepError: A file is missing (66); or damaged, or the adapter is of a kind that has no exact merge into
             linear layers (65).
     """
+    if not (folder / CONFIG_FILE).is_file() and (folder / "config.json").is_file():
+        raise StepError(
+            "this is a whole model, not an adapter: there is nothing to merge",
+            path=folder,
+            help=f"use it as it is: `higgsc generate --model {folder}`",
+        )
     config = _read_config(folder)
     _refuse_other_kinds(config, folder / CONFIG_FILE)
     path = folder / WEIGHTS_FILE

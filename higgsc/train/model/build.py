@@ -1,4 +1,4 @@
-"""The frozen base and the adapter on it."""
+"""The base, and what of it is trained: an adapter on it, or all of it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import nn
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
 from higgsc.catalog.adapter import AdapterShape
+from higgsc.catalog.higgs_audio_v2 import shape_of
 from higgsc.contract.jobs import LoraJob, ModelRef
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.loading import first_line
@@ -138,6 +139,23 @@ def add_lora(model: nn.Module, job: LoraJob, seed: int) -> PeftModel:
     return adapted
 
 
+def train_whole(model: nn.Module, ref: ModelRef) -> nn.Module:
+    """Make every parameter of a float32 model trained.
+
+    None of them are tied: embeddings and heads of this family are weights of their own.
+
+    Raises:
+        StepError: If the base has another number of parameters than the catalog knows.
+    """
+    found, expected = sum(parameter.numel() for parameter in model.parameters()), shape_of(ref.base).parameter_count()
+    if found != expected:
+        raise StepError(
+            f"the base has {found:,} parameters, but the spec was compiled for one with {expected:,}",
+            help="the base differs from the one that the spec was compiled for; check `model.base` and build again",
+        )
+    return model.requires_grad_(True)
+
+
 @torch.no_grad()
 def _in_float32(model: PeftModel) -> None:
     """Where PEFT stays at the base's number format: modules that are trained whole, and the start of DoRA.
@@ -154,8 +172,10 @@ def _in_float32(model: PeftModel) -> None:
                 magnitude.weight = nn.Parameter(lengths)
 
 
-def adapter_shape(job: LoraJob) -> AdapterShape:
-    """Where a job's adapters are and how large, as the catalog counts them."""
+def adapter_shape(job: LoraJob | None) -> AdapterShape | None:
+    """Where a job's adapters are and how large, as the catalog counts them; None where the whole model is trained."""
+    if job is None:
+        return None
     return AdapterShape(
         targets=job.targets,
         rank=job.rank,
@@ -166,8 +186,10 @@ def adapter_shape(job: LoraJob) -> AdapterShape:
     )
 
 
-def names_in_file(model: PeftModel, names: Iterable[str]) -> dict[str, str]:
-    """What PEFT calls trained parameters in its file, by their names in the model."""
+def names_in_file(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """What PEFT or transformers calls trained parameters in its file, by their names in the model."""
+    if not isinstance(model, PeftModel):
+        return {name: name for name in names}
     numbered = {name: torch.tensor(number) for number, name in enumerate(names)}
     renamed = get_peft_model_state_dict(model, state_dict=numbered, save_embedding_layers=False)
     in_file = {int(number): name for name, number in renamed.items()}

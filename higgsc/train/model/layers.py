@@ -57,8 +57,8 @@ def run_layers(layers: Iterable[nn.Module], job: TrainJob, *, redraws: bool = Tr
     keep = partial(
         _keeping,
         mode=job.activation_checkpointing,
-        ranks=frozenset((job.lora.rank, *job.lora.rank_pattern.values())),
-        dropout=redraws and job.lora.dropout > 0,
+        ranks=frozenset() if job.lora is None else frozenset((job.lora.rank, *job.lora.rank_pattern.values())),
+        dropout=redraws and job.lora is not None and job.lora.dropout > 0,
     )
     if not job.compile:
         for layer in layers:

@@ -8,6 +8,11 @@ per optimizer step. FSDP2 would do as well, but with a shard group of one proces
 into its unsharded buffers (torch 2.13, `_fsdp_param_group.py`). With `shard` above 1, FSDP2 shards each decoder
 layer, and the rest as one more unit, within a shard group, and all-reduces gradients between the groups.
 
+Where all parameters are trained, FSDP2 holds them on every mesh, also in shard groups of one and in one process: they
+and their gradients are float32, and what it gathers to compute with is in the base's number format. So there is one
+kind of mixed precision, not one for each mesh. Gradients then move after every micro-batch: to wait for the last one
+would take a whole copy of them on every process.
+
 With `tensor` above 1, the layers are divided first (`tensor.py`); what a process then holds is an ordinary
 parameter to everything above. The processes of a tensor group have neighbouring ranks, so they are on one machine, see
 the same samples, and draw the same dropout. What is said of data below means the processes across these groups.
@@ -18,13 +23,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from higgsc.contract.jobs import MeshJob
@@ -48,11 +55,13 @@ class Mesh:
         data_size: Shares: replicate x shard.
     """
 
-    def __init__(self, job: MeshJob, *, device: torch.device, rank: int, devices: DeviceMesh | None) -> None:
+    def __init__(
+        self, job: MeshJob, *, device: torch.device, rank: int, devices: DeviceMesh | None, everything: bool = False
+    ) -> None:
         self.device, self.rank, self.world_size = device, rank, job.processes
         self.data_rank, self.data_size = rank // job.tensor, job.data_parallel
         self._devices = devices
-        self._sharded = job.shard > 1
+        self._sharded, self._everything = job.shard > 1 or everything, everything
         self._data_devices = None if devices is None else devices["replicate", "shard"]
         self._data_group: dist.ProcessGroup | None = None  # all processes
         self._tensor: TensorGroup | None = None
@@ -87,13 +96,18 @@ class Mesh:
         if self._tensor is not None:
             divide_layers(module.causal, self._tensor)
 
-    def distribute(self, module: LossModule) -> None:
-        """Shard a module's parameters, in place; to be done after `divide`, before an optimizer sees them."""
+    def distribute(self, module: LossModule, compute: torch.dtype | None = None) -> None:
+        """Shard a module's parameters, in place; to be done after `divide`, before an optimizer sees them.
+
+        Args:
+            module: The model with its loss.
+            compute: Number format of gathered parameters, where it is not the parameters' own.
+        """
         if not self._sharded:
             return
-        for layer in module.causal.model.layers:
-            fully_shard(layer, mesh=self._data_devices)
-        fully_shard(module, mesh=self._data_devices)
+        policy = MixedPrecisionPolicy() if compute is None else MixedPrecisionPolicy(compute, torch.float32)
+        for unit in (*module.causal.model.layers, module):
+            fully_shard(unit, mesh=self._data_devices, mp_policy=policy)
         register_fsdp_forward_method(module, "generate")
 
     def scaled(self, loss: Tensor) -> Tensor:
@@ -102,8 +116,8 @@ class Mesh:
         return loss * self.data_size if self._sharded else loss
 
     def accumulate(self, module: nn.Module, *, last: bool) -> None:
-        """Say before a micro-batch whether it is the last of its optimizer step: only then do gradients move."""
-        if self._sharded:
+        """Say before a micro-batch whether it is the last of its optimizer step: an adapter's gradients wait for it."""
+        if self._sharded and not self._everything:
             assert isinstance(module, FSDPModule), "distribute the module first"
             module.set_requires_gradient_sync(last)
 
@@ -266,8 +280,17 @@ def _reduced(values: Tensor, operation: dist.ReduceOp.RedOpType, group: dist.Pro
 
 
 @contextmanager
-def open_mesh(job: MeshJob, device_type: str, *, rank: int, world_size: int) -> Iterator[Mesh]:
+def open_mesh(
+    job: MeshJob, device_type: str, *, rank: int, world_size: int, everything: bool = False
+) -> Iterator[Mesh]:
     """Join the processes that torchrun started (`gloo` on CPUs, `nccl` on GPUs), and leave them at the end.
+
+    Args:
+        job: Sizes of the mesh.
+        device_type: `cpu` or `cuda`.
+        rank: Number of this process.
+        world_size: Processes.
+        everything: Whether all parameters are trained; then even a process alone is a group.
 
     Raises:
         StepError: If there are more or fewer processes than the mesh needs, or if there is no GPU to use.
@@ -281,12 +304,13 @@ def open_mesh(job: MeshJob, device_type: str, *, rank: int, world_size: int) -> 
             help=f"start it with torchrun and {job.processes} processes in all",
         )
     device = _pick_device(device_type)
-    if world_size == 1:
+    if world_size == 1 and not everything:
         yield Mesh.single(device)
         return
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=START_TIMEOUT)
+    alone: dict[str, Any] = {"store": HashStore(), "rank": 0, "world_size": 1} if world_size == 1 else {}
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=START_TIMEOUT, **alone)
     try:
-        yield Mesh(job, device=device, rank=rank, devices=device_mesh(job, device_type))
+        yield Mesh(job, device=device, rank=rank, devices=device_mesh(job, device_type), everything=everything)
     finally:
         dist.destroy_process_group()
 

@@ -2,10 +2,10 @@
 
     python -m higgsc.train.prediction.trace TRACE.json
 
-Builds what the train step builds (transformers' class, the adapter, the loss module, the mesh, AdamW) from fake
-tensors, which have shapes but no data, and runs two optimizer steps on a packed row of samples of given lengths.
-Every operation's result is counted while it is alive. A fake process group stands for the other processes, so that
-sharding is traced at its real size.
+Builds what the train step builds (transformers' class, the adapter if there is one, the loss module, the mesh, AdamW)
+from fake tensors, which have shapes but no data, and runs two optimizer steps on a packed row of samples of given
+lengths. Every operation's result is counted while it is alive. A fake process group stands for the other processes, so
+that sharding is traced at its real size.
 
 A model of a few layers is traced at two depths; what lies between them is the cost of a layer, and the full depth
 follows, because every layer is the same: for each phase of a step by itself, and the largest of them is the peak.
@@ -35,7 +35,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 from transformers.models.higgs_audio_v2 import modeling_higgs_audio_v2
 
@@ -53,6 +55,9 @@ from higgsc.train.rows.sequence import TEXT_LABELS, AudioTokens, Sequence, build
 
 DEPTHS = (2, 3)
 """Layers of the two models that are traced."""
+DEPTHS_OF_WHOLE = (3, 4)
+"""The same where the whole model is trained: the most may be in use when the second layer goes backward, while the
+third is fetched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +78,11 @@ def trace(job: TrainJob, lengths: Lengths, layers: int) -> dict[str, dict[str, i
     config = _config(shape)
     dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
     with torch.device("meta"):
-        base = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True).to(dtype)
-        module = LossModule(add_lora(base.eval(), _cut(job.lora, shape), job.seed)).train()
+        base = HiggsAudioV2ForConditionalGeneration(config, use_text_head=True).eval()
+        if job.lora is None:
+            module = LossModule(base.to(torch.float32).requires_grad_()).train()
+        else:
+            module = LossModule(add_lora(base.to(dtype), _cut(job.lora, shape), job.seed)).train()
     # As eagerly as the layers are counted: compiled ones keep less. Fakes have no random state to put back.
     tokens = AudioTokens.of(config)
     real = pack([_sequence(lengths, shape, tokens)] * job.batch.micro_samples)
@@ -85,11 +93,11 @@ def trace(job: TrainJob, lengths: Lengths, layers: int) -> dict[str, dict[str, i
         batch = _faked(real, fake)
         mesh.divide(module)
         run_layers(module.causal.model.layers, job.model_copy(update={"compile": False}), redraws=False)
-        mesh.distribute(module)
+        mesh.distribute(module, dtype if job.lora is None and dtype != torch.float32 else None)
         parameters = adapter_parameters(module)
         optimizer = adamw(list(parameters.values()), job.optimizer)
         masks = {batch.audio_input_ids_mask: batch.audio_input_ids_mask.numel()}
-        tracker = Tracker(lambda: _owners(module, optimizer), masks, resized=job.mesh.shard > 1)
+        tracker = Tracker(lambda: _owners(module, optimizer), masks, resized=job.mesh.shard > 1 or job.lora is None)
         with tracker, _marked(module, tracker), _as_on_a_gpu():
             for _ in range(2):  # AdamW's state exists from the second step on
                 _optimizer_step(job, mesh, module, parameters, optimizer, batch, tracker)
@@ -107,7 +115,7 @@ def _optimizer_step(
 ) -> None:
     """As `higgsc.train.training.Training` does it; of many micro-batches, two show what all do."""
     micro_batches = min(2, job.batch.accumulation)
-    bf16 = job.precision == "bf16"
+    bf16 = job.precision == "bf16" and job.lora is not None
     for number in range(1, micro_batches + 1):
         tracker.phase = "gather"
         mesh.accumulate(module, last=number == micro_batches)
@@ -163,8 +171,16 @@ def _marked(module: LossModule, tracker: Tracker) -> Iterator[None]:
 
         return hook
 
+    def behind(_: Any, arguments: tuple[Tensor, ...]) -> None:
+        if arguments[0].requires_grad:  # where embeddings are trained: their gradients come when the layers are done
+            arguments[0].register_hook(lambda _: setattr(tracker, "phase", "embeddings"))  # type: ignore[no-untyped-call]
+
     decoder = module.causal.model
-    handles = (decoder.register_forward_pre_hook(switch(True)), decoder.register_forward_hook(switch(False)))
+    handles = (
+        decoder.register_forward_pre_hook(switch(True)),
+        decoder.register_forward_hook(switch(False)),
+        decoder.layers[0].register_forward_pre_hook(behind),
+    )
     try:
         with saved_tensors_hooks(tracker.keep, lambda tensor: tensor):
             yield
@@ -179,6 +195,7 @@ def _as_on_a_gpu() -> Iterator[None]:
 
     The block mask of a packed row, `[1, 1, L, L]` of bools, is allocated without looking at the positions. Dropout
     keeps a mask of bools, as CUDA's kernel does; the CPU's keeps scaled noise in the input's number format.
+    DTensor works out shapes on whole tensors of its own, which are fake even on a GPU: they do not count.
     """
 
     def mask(*, inputs_embeds: Tensor, **_: Any) -> Tensor:
@@ -188,7 +205,14 @@ def _as_on_a_gpu() -> Iterator[None]:
     def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         return torch.native_dropout(input, p, training)[0]
 
+    infer = ShardingPropagator._propagate_tensor_meta_non_cached
+
+    def unseen(self: ShardingPropagator, schema: Any) -> Any:
+        with _disable_current_modes():
+            return infer(self, schema)
+
     with (
+        patch.object(ShardingPropagator, "_propagate_tensor_meta_non_cached", unseen),
         patch.object(modeling_higgs_audio_v2, "create_causal_mask", mask),
         patch.object(nn.functional, "dropout", dropout),
     ):
@@ -213,14 +237,21 @@ def _faked(batch: PackedBatch, mode: FakeTensorMode) -> PackedBatch:
 
 
 def _mesh(job: TrainJob) -> Mesh:
-    if job.mesh.processes == 1:
+    everything = job.lora is None
+    if not _is_group(job):
         return Mesh.single(torch.device("cpu"))
-    return Mesh(job.mesh, device=torch.device("cpu"), rank=0, devices=device_mesh(job.mesh, "cpu"))
+    devices = device_mesh(job.mesh, "cpu")
+    return Mesh(job.mesh, device=torch.device("cpu"), rank=0, devices=devices, everything=everything)
+
+
+def _is_group(job: TrainJob) -> bool:
+    return job.mesh.processes > 1 or job.lora is None
 
 
 def _cut(job: LoraJob, shape: HiggsAudioV2Shape) -> LoraJob:
     """The adapter of a model with another number of layers."""
     adapter = adapter_shape(job)
+    assert adapter is not None
     parameters = sum(adapter.parameters(shape).values())
     return job.model_copy(update={"module_count": len(adapter.modules(shape)), "trainable_parameters": parameters})
 
@@ -270,23 +301,26 @@ def _config(shape: HiggsAudioV2Shape) -> HiggsAudioV2Config:
 def peak(job: TrainJob, lengths: Lengths) -> dict[str, int]:
     """Peak memory in bytes, by part, of a process of the job's training; the other processes are fake."""
     world = job.mesh.processes
-    if world > 1:
+    if _is_group(job):
         dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
     try:
-        shallow, deep = (trace(job, lengths, layers) for layers in DEPTHS)
+        depths = DEPTHS_OF_WHOLE if job.lora is None else DEPTHS
+        shallow, deep = (trace(job, lengths, layers) for layers in depths)
     finally:
-        if world > 1:
+        if _is_group(job):
             dist.destroy_process_group()
     layers = shape_of(job.model.base).layers
     # Phase by phase: what is the peak of a shallow model, such as gathering the embeddings, may be none of a deep one.
-    phases = [extrapolate(shallow[phase], deep[phase], layers) for phase in shallow]
+    phases = [extrapolate(shallow[phase], deep[phase], depths, layers) for phase in shallow]
     return max(phases, key=lambda parts: sum(parts.values()))
 
 
-def extrapolate(shallow: Mapping[str, int], deep: Mapping[str, int], layers: int) -> dict[str, int]:
+def extrapolate(
+    shallow: Mapping[str, int], deep: Mapping[str, int], depths: tuple[int, int], layers: int
+) -> dict[str, int]:
     """Bytes by part at `layers` layers, on the straight line through the two traced depths."""
-    span = DEPTHS[1] - DEPTHS[0]
-    return {part: shallow[part] + (deep[part] - shallow[part]) * (layers - DEPTHS[0]) // span for part in PARTS}
+    span = depths[1] - depths[0]
+    return {part: shallow[part] + (deep[part] - shallow[part]) * (layers - depths[0]) // span for part in PARTS}
 
 
 def main(path: Path) -> None:

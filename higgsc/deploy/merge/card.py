@@ -1,47 +1,11 @@
-"""What lies beside the weights of a merged model: what it needs to be loaded, and what people need to know of it."""
+"""The card of a merged model, for people: what it is, where it comes from, what the licence asks for."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from higgsc.deploy.merge.names import Layout
-from higgsc.deploy.merge.original_config import original_config
-from higgsc.deploy.weights import INDEX_FILE
-
-_COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
-"""Configuration, generation configuration, tokenizer, chat template and processor; also the licence."""
-
-
-def copy_companions(base: Path, folder: Path, config: Mapping[str, Any], dtype: torch.dtype, layout: Layout) -> None:
-    """Copy everything beside the weights; the configuration says in which dtype they are.
-
-    Args:
-        base: Folder of the base.
-        folder: Of the merged model.
-        config: Content of the base's `config.json`.
-        dtype: Of the floating-point tensors.
-        layout: Whose configuration is written.
-
-    Raises:
-        StepError: The tokenizer does not have the tokens that the layout's configuration names (65).
-    """
-    for pattern in _COPIED:
-        for path in sorted(base.glob(pattern)):
-            # `merge.json` of a base that was merged itself is that merge's.
-            if path.is_file() and path.name not in (INDEX_FILE, "merge.json"):
-                shutil.copyfile(path, folder / path.name)
-    config = dict(config)
-    config.pop("torch_dtype", None)  # the name of `dtype` before transformers 4.56
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    if layout == "original":
-        config = original_config(config, folder / "tokenizer.json")
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_card(folder: Path, facts: Mapping[str, str], *, base: str | None, layout: Layout) -> None:
