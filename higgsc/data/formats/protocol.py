@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from higgsc.data.formats.chatml_parts import Audio, System
 from higgsc.data.formats.objects import Located, read_objects
 from higgsc.data.records import Record
 
@@ -22,18 +23,26 @@ class Columns(NamedTuple):
     """Names of the targets' files, then those of the references'."""
 
 
+Turns = tuple[str, System, str, Audio, str, Audio, str, str | None, Any]
+"""A sample of ChatML: id, system's turn, text and audio of the reference and of the target, speaker, origin, and the
+raw JSON or `UNSET` of `misc`."""
+
+
 class Rows(Protocol):
     """Samples read together, all of them sound."""
 
     def columns(self) -> Columns | None:
         """Their fields; None if one of them is no pair of reference and target."""
 
+    def turns(self) -> list[Turns] | None:
+        """Their turns, for who writes them again and may change them; None if they are no usual ChatML."""
+
     def records(self, origins: Iterable[str | None]) -> list[Record]:
         """The same as records; those that name no origin get theirs."""
 
 
-Fast = Callable[[list[bytes]], Rows | None]
-"""A reader of lines for the usual case; None where the careful one has to look, a line at a time."""
+Fast = Callable[[Sequence[bytes]], Rows | None]
+"""A reader of rows of JSON for the usual case; None where the careful one has to look, a row at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
