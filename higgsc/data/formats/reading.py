@@ -24,8 +24,15 @@ from higgsc.data.formats import (
     train_higgs_audio,
 )
 from higgsc.data.formats.fields import printable
-from higgsc.data.formats.objects import is_lines, locate_line, read_head, read_objects
-from higgsc.data.formats.pieces import pieces_of_lines
+from higgsc.data.formats.objects import (
+    first_character,
+    is_lines,
+    locate_line,
+    read_elements,
+    read_head,
+    read_objects,
+)
+from higgsc.data.formats.pieces import Elements, Place, pieces_of_array, pieces_of_lines
 from higgsc.data.formats.protocol import Format, Rows
 from higgsc.data.records import Record, Rejected
 
@@ -106,6 +113,8 @@ def read_batches(path: Path, format_name: str, *, root: Path) -> Iterator[Batch 
     read_head(path)
     if form.fast is not None and is_lines(path):
         return _read_lines(path, form, stem)
+    if form.fast is not None and first_character(path) == "[":
+        return _read_array(path, form, stem)
     return _read_rows(path, form, stem)
 
 
@@ -135,6 +144,36 @@ def _read_lines(path: Path, form: Format, stem: str) -> Iterator[Batch | list[Re
                 reads.append((first, _record(located.value, located.problem, first, form, path, name)))
             first += 1
         yield reads
+
+
+def _read_array(path: Path, form: Format, stem: str) -> Iterator[Batch | list[Read]]:
+    """As `_read_rows`, with the quick reader where it knows all rows of a piece, or one of them."""
+    assert form.fast is not None
+    quick, number = form.fast(), 0
+    for piece in pieces_of_array(path, read_head(path)):
+        rest = piece if isinstance(piece, Place) else None
+        if isinstance(piece, Elements):
+            if (rows := quick(piece.rows)) is not None:
+                yield Batch(piece.lines, rows)
+                number += len(piece.rows)
+                continue
+            reads: list[Read] = []
+            for index, (row, line) in enumerate(zip(piece.rows, piece.lines, strict=True)):
+                if (one := quick([row])) is not None:
+                    reads.append((line, one.records(repeat(None))[0]))
+                elif (located := locate_line(row, line)).problem is None:
+                    reads.append((line, _record(located.value, None, line, form, path, f"{stem}-{number:06d}")))
+                else:  # it was no element, or nothing can be found again after it
+                    rest = piece.place(index)
+                    break
+                number += 1
+            yield reads
+        if rest is not None:
+            for located in read_elements(path, "" if rest.offset else r"\[", start=rest):
+                name = f"{stem}-{number:06d}"
+                yield [(located.line, _record(located.value, None, located.line, form, path, name))]
+                number += 1
+            return
 
 
 def _record(value: Any, problem: str | None, line: int, form: Format, path: Path, name: str) -> Record | Rejected:
