@@ -15,10 +15,11 @@ import msgspec
 
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.batches import batches_of
+from higgsc.data.formats.protocol import Rename
 from higgsc.data.formats.reading import Batch, Read
 from higgsc.data.records import Record, Rejected
 from higgsc.data.samples import SourceFile
-from higgsc.data.writing import UNWRITABLE, Rename, write_canonical, write_chatml, write_turns
+from higgsc.data.writing import UNWRITABLE, write_canonical, write_chatml, write_turns
 
 OutputFormat = Literal["canonical", "chatml"]
 
@@ -98,8 +99,8 @@ class _Writer:
             return self._each(batch)
         origins = [f"{self._place}:{line}" for line in batch.lines]
         try:
-            if self._to == "chatml" and (turns := batch.rows.turns()) is not None:
-                self._output.write(write_turns(turns, origins, self._rename))
+            if self._to == "chatml" and (turns := batch.rows.turns(self._rename)) is not None:
+                self._output.write(write_turns(turns, origins))
                 self.written += len(origins)
             else:
                 self._records(batch.rows.records(origins))

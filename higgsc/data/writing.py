@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -10,22 +10,19 @@ from msgspec import UNSET, Struct
 
 from higgsc.data.formats.chatml_parts import Answered, Heard, Said, System, Text
 from higgsc.data.formats.chatml_parts import Audio as AudioPart
-from higgsc.data.formats.protocol import Turns
+from higgsc.data.formats.protocol import Rename, Turns
 from higgsc.data.formats.turns import REQUEST
 from higgsc.data.records import Audio, Record, Utterance
 
-Rename = Callable[[str], str]
-"""How a file is named as seen from the output."""
-Write = Callable[[Sequence[Record], Rename | None], bytes]
-"""Records to as many lines; raises one of `UNWRITABLE` if one of them cannot be written."""
 UNWRITABLE = (ValueError, OverflowError, TypeError, RecursionError)
+"""What is raised where one of the records cannot be written."""
 
 _encoder = msgspec.json.Encoder()
 
 
 class _Scene(Struct, gc=False):
+    role: Literal["scene"]
     content: str
-    role: Literal["scene"] = "scene"
 
 
 _Turn = System | _Scene | Said | Heard | Answered
@@ -53,13 +50,8 @@ def write_chatml(records: Sequence[Record], rename: Rename | None) -> bytes:
     return _encoder.encode_lines(list(map(_sample, _renamed(records, rename))))
 
 
-def write_turns(rows: Sequence[Turns], origins: Sequence[str], rename: Rename | None) -> bytes:
-    """As `write_chatml`; samples that name no origin get theirs. The rows' audio is changed."""
-    for _, _, _, heard, _, spoken, *_ in rows:
-        if heard.raw_audio is not None or spoken.raw_audio is not None:
-            heard.raw_audio = spoken.raw_audio = None
-        if rename is not None:
-            heard.path, spoken.path = rename(heard.path), rename(spoken.path)
+def write_turns(rows: Iterable[Turns], origins: Sequence[str]) -> bytes:
+    """As `write_chatml`; samples that name no origin get theirs."""
     samples = [
         _Sample(
             name,
@@ -68,14 +60,14 @@ def write_turns(rows: Sequence[Turns], origins: Sequence[str], rename: Rename | 
                 Said("user", text),
                 Heard("assistant", (heard,)),
                 Said("user", f"{REQUEST}{said}" if REQUEST in said else said),
-                Answered("assistant", (Text("text", said), spoken)),
+                answered,
             ),
             4,
             speaker,
             own or origin,
             misc,
         )
-        for (name, system, text, heard, said, spoken, speaker, own, misc), origin in zip(rows, origins, strict=True)
+        for (name, system, text, heard, said, answered, speaker, own, misc), origin in zip(rows, origins, strict=True)
     ]
     return _encoder.encode_lines(samples)
 
@@ -91,7 +83,7 @@ def _sample(record: Record) -> _Sample | dict[str, Any]:
     if record.system is not None:
         messages.append(System("system", record.system))
     if record.scene is not None:
-        messages.append(_Scene(record.scene))
+        messages.append(_Scene("scene", record.scene))
     for spoken in record.references:
         heard = spoken.audio
         assert heard is not None, "readers refuse a reference without audio"

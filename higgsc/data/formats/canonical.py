@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from higgsc.data.formats import fields
-from higgsc.data.formats.protocol import Columns, Fast, Format
+from higgsc.data.formats.protocol import Columns, Fast, Format, Rename
 from higgsc.data.records import Audio, Record, Utterance
 
 _decode = msgspec.json.Decoder(Record).decode
@@ -109,7 +109,7 @@ class _Rows:
             named,
         )
 
-    def turns(self) -> None:
+    def turns(self, _: Rename | None) -> None:
         return None
 
     def records(self, origins: Iterable[str | None]) -> list[Record]:

@@ -14,8 +14,8 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from higgsc.catalog.codec import SCENE_START
-from higgsc.data.formats.chatml_parts import Answered, Asked, Audio, Heard, Said, System
-from higgsc.data.formats.protocol import Columns, Fast, Turns
+from higgsc.data.formats.chatml_parts import Answered, Asked, Audio, Heard, Said, System, Text
+from higgsc.data.formats.protocol import Columns, Fast, Rename, Turns
 from higgsc.data.formats.turns import REQUEST
 from higgsc.data.records import Audio as RecordAudio
 from higgsc.data.records import Record, Utterance
@@ -50,13 +50,14 @@ class _FiveWithTranscript(_Sample):
     messages: tuple[System, Said, Heard, Said, Answered]
 
 
-_Pair = tuple[str, System, str, str, Audio, str, str, Audio]
-"""Speaker and system's turn; text, file name and audio of the reference, then of the target."""
+_Pair = tuple[str, System, str, str, Audio, str, str, Audio, Answered | None]
+"""Speaker and system's turn; text, file name and audio of the reference, then of the target; the turn that holds text
+and audio of the target, where there is one."""
 
 
 def _of_three(rows: list[_Three]) -> list[_Pair]:
     return [
-        (row.speaker, system, reference.text, heard.path, heard, said.text, spoken.path, spoken)
+        (row.speaker, system, reference.text, heard.path, heard, said.text, spoken.path, spoken, answered)
         for row in rows
         for system, asked, answered in (row.messages,)
         for reference, heard, request in (asked.content,)
@@ -66,24 +67,28 @@ def _of_three(rows: list[_Three]) -> list[_Pair]:
 
 
 def _of_five(rows: list[_Five]) -> list[_Pair]:
-    made = []
+    made: list[_Pair] = []
     for row in rows:
         system, reference, heard, request, spoken = row.messages
         # The words of a request stand around the text, and have to be taken off.
         text = "" if REQUEST in request.content else request.content
         one, two = _audio(heard), _audio(spoken)
-        made.append((row.speaker, system, reference.content, one.path, one, text, two.path, two))
+        made.append((row.speaker, system, reference.content, one.path, one, text, two.path, two, None))
     return made
 
 
 def _of_five_with_transcript(rows: list[_FiveWithTranscript]) -> list[_Pair]:
-    made = []
+    made: list[_Pair] = []
     for row in rows:
         system, reference, heard, request, answered = row.messages
         said, two = answered.content
         one, text = _audio(heard), said.text if request.content in (said.text, f"{_REQUEST}{said.text}") else ""
-        made.append((row.speaker, system, reference.content, one.path, one, text, two.path, two))
+        made.append((row.speaker, system, reference.content, one.path, one, text, two.path, two, answered))
     return made
+
+
+def _said(text: str) -> Text:
+    return Text("text", text)
 
 
 def _audio(turn: Heard) -> Audio:
@@ -136,7 +141,7 @@ class _Rows:
 
     def __init__(self, samples: list[_Sample], ids: list[str | None], pairs: list[_Pair]) -> None:
         self._samples, self._pairs = samples, pairs
-        speakers, self._systems, reference_texts, heard, _, texts, spoken, _ = zip(*pairs, strict=True)
+        speakers, self._systems, reference_texts, heard, _, texts, spoken, _, _ = zip(*pairs, strict=True)
         # Rows without an id are not sound.
         self._columns = Columns(ids, speakers, texts, reference_texts, spoken + heard)  # type: ignore[arg-type]
 
@@ -156,13 +161,21 @@ class _Rows:
     def columns(self) -> Columns:
         return self._columns
 
-    def turns(self) -> list[Turns]:
-        return [
-            (name, system, text, heard, said, spoken, speaker, row.origin, row.misc if row.misc is not _NONE else UNSET)
-            for row, name, (speaker, system, text, _, heard, said, _, spoken) in zip(
-                self._samples, self._columns.ids, self._pairs, strict=True
-            )
-        ]
+    def turns(self, rename: Rename | None) -> Iterable[Turns]:
+        speakers, systems, reference_texts, _, heard, texts, _, spoken, answered = zip(*self._pairs, strict=True)
+        for audio in heard + spoken:
+            if audio.raw_audio is not None:
+                audio.raw_audio = None
+        if rename is not None:
+            for audio in heard + spoken:
+                audio.path = rename(audio.path)
+        if None in answered:
+            answered = tuple([Answered("assistant", pair) for pair in zip(map(_said, texts), spoken, strict=True)])
+        misc = [UNSET if row.misc is _NONE else row.misc for row in self._samples]
+        origins = [row.origin for row in self._samples]
+        return zip(
+            self._columns.ids, systems, reference_texts, heard, texts, answered, speakers, origins, misc, strict=True
+        )
 
     def records(self, origins: Iterable[str | None]) -> list[Record]:
         return [
@@ -176,7 +189,7 @@ class _Rows:
                 None if row.misc is _NONE else {"misc": row.misc},
                 row.origin or origin,
             )
-            for row, name, origin, (speaker, system, text, reference, heard, said, target, spoken) in zip(
+            for row, name, origin, (speaker, system, text, reference, heard, said, target, spoken, _) in zip(
                 self._samples, self._columns.ids, origins, self._pairs, strict=False
             )
         ]

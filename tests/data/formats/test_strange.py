@@ -269,6 +269,28 @@ def test_one_bad_row_does_not_leave_an_array_to_the_careful_reader(
     assert asked == ["a-000300", "a-000999"], "the bad row, and the last one of the array"
 
 
+@pytest.mark.parametrize("to", OutputFormat.__args__)  # type: ignore[attr-defined]
+def test_rows_written_together_are_those_written_one_by_one(tmp_path: Path, to: OutputFormat) -> None:
+    """Of every shape, with names as seen from another folder; what is not kept of a part is not written."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    path, output = tmp_path / "in" / "a.jsonl", tmp_path / "out" / "b.jsonl"
+    for row in CHATML:
+        other = copy.deepcopy(row)
+        for container, key in places_of(other):
+            if key == "audio_url":
+                container["raw_audio"] = ""
+        other |= {"id": "other", "origin": "elsewhere:7"}
+        path.write_text("".join(json.dumps({**one, "start_index": 0}) + "\n" for one in (row, other)))
+        convert(SourceFile(path=path, format="chatml"), output, to=to)
+        written = output.read_text()
+        with carefully():
+            convert(SourceFile(path=path, format="chatml"), output, to=to)
+        assert list(map(json.loads, written.splitlines())) == list(map(json.loads, output.read_text().splitlines()))
+        assert "../in/" in written
+        assert "raw_audio" not in written
+
+
 @pytest.mark.parametrize("form, rows", [("chatml", CHATML), ("canonical", CANONICAL)])
 def test_the_quick_reader_reads_the_usual_rows(form: str, rows: list[dict[str, Any]]) -> None:
     """Otherwise the test above would hold for a reader that reads nothing."""
