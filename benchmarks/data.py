@@ -14,9 +14,11 @@ import os
 import resource
 import sys
 import tempfile
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +42,15 @@ def main() -> None:
         data = Path(folder) / "train.jsonl"
         size = _write_rows(data, arguments.rows)
         source = SourceFile(path=data, format="chatml")
+        arrays = {name: _write_array(data, data.with_name(f"{name}.json"), name) for name in ("compact", "indented")}
         tasks: dict[str, Callable[[], Any]] = {
             "convert: higgsc to canonical": lambda: convert(source, data.with_name("out.jsonl")),
             "convert: higgsc to ChatML": lambda: convert(source, data.with_name("chatml.jsonl"), to="chatml"),
             "validate: higgsc": lambda: check_structure((source,), root=data.parent, roots=()),
+            **{
+                f"validate: higgsc, {name} array": partial(check_structure, (one,), root=data.parent, roots=())
+                for name, one in arrays.items()
+            },
             "convert: json": lambda: _plain_convert(data, data.with_name("plain.jsonl")),
             "validate: json and checks": lambda: _plain_validate(data),
         }
@@ -78,10 +85,10 @@ def _time(tasks: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Taken]:
 
 
 def _show(best: dict[str, Taken], count: int, unit: str, peers: dict[str, str]) -> None:
-    print(f"{'':30} {'CPU s':>8} {'wall s':>8} {unit:>11} {'x peer':>7} {'peak MiB':>9}")
+    print(f"{'':34} {'CPU s':>8} {'wall s':>8} {unit:>11} {'x peer':>7} {'peak MiB':>9}")
     for name, (processor, wall, peak) in best.items():
         peer = best[peers[name.split(":")[0]]][0]
-        print(f"{name:30} {processor:8.2f} {wall:8.2f} {count / processor:11,.0f} {peer / processor:7.1f} {peak:9.0f}")
+        print(f"{name:34} {processor:8.2f} {wall:8.2f} {count / processor:11,.0f} {peer / processor:7.1f} {peak:9.0f}")
     print()
 
 
@@ -115,6 +122,20 @@ def _write_rows(path: Path, rows: int) -> int:
             }
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
     return path.stat().st_size
+
+
+def _write_array(lines: Path, path: Path, form: str) -> SourceFile:
+    """The same rows as a JSON array, all on one line or with an indent of 2."""
+    with lines.open(encoding="utf-8") as rows, path.open("w", encoding="utf-8") as stream:
+        between = "["
+        for line in rows:
+            row = line[:-1]
+            if form == "indented":
+                row = textwrap.indent(json.dumps(json.loads(line), ensure_ascii=False, indent=2), "  ")
+            stream.write(f"{between}\n{row}" if form == "indented" else between + row)
+            between = "," if form == "indented" else ", "
+        stream.write("\n]" if form == "indented" else "]")
+    return SourceFile(path=path, format="chatml")
 
 
 def _write_audio(folder: Path, kind: str, count: int) -> list[Path]:

@@ -40,7 +40,7 @@ from higgsc.train.rows.sequence import AudioTokens, build_sequence
 TOKENS = AudioTokens(placeholder=128_016, delay=128_014, stream_bos=1024, stream_eos=1025, vocabulary=128_256)
 LENGTHS = ((1, 40), (2, 60), (5, 90), (10, 150))
 """Seconds of a clip, and text ids of a sample."""
-PACKS = (8, 32)
+PACKS = (8, 32, 128)
 """Samples of a row."""
 
 
@@ -132,8 +132,8 @@ def _reading(folder: Path, arguments: argparse.Namespace) -> None:
     taken = _time({"": lambda: epoch_order.__wrapped__(0, 0, 1_000_000)}, arguments.rounds)[""]
     print(f"the order of an epoch of 1,000,000 samples: {taken:.2f} s, {1e6 / taken:,.0f} samples/s\n")
     print(f"rows for the model out of a store of {count:,} samples, in random order")
-    head = ("clips", "samples a row", "samples/s", "positions/s", "MB/s", "x one by one")
-    print("{:>6} {:>14} {:>12} {:>14} {:>8} {:>13}".format(*head))
+    head = ("clips", "samples a row", "samples/s", "positions/s", "GB/s", "memcpy GB/s", "x one by one")
+    print("{:>6} {:>14} {:>12} {:>14} {:>6} {:>12} {:>13}".format(*head))
     for seconds, words in LENGTHS:
         store = _store(folder / f"store-{seconds}", count, 25 * seconds, words)
         order = epoch_order(0, 0, count)
@@ -149,8 +149,21 @@ def _reading(folder: Path, arguments: argparse.Namespace) -> None:
             rate, peer = len(order) / best["higgsc"], len(few) / best["one by one"]
             positions = rate * float(store.lengths.mean())
             row = assemble(store, order[:size], TOKENS)
-            volume = rate * sum(getattr(row, field.name).nbytes for field in fields(row)) / size / 1e6
-            print(f"{seconds:4} s {size:14} {rate:12,.0f} {positions:14,.0f} {volume:8,.0f} {rate / peer:13.1f}")
+            size_of_row = sum(getattr(row, field.name).nbytes for field in fields(row))
+            volume, copied = rate / size * size_of_row / 1e9, _copying(size_of_row, arguments.rounds)
+            print(
+                f"{seconds:4} s {size:14} {rate:12,.0f} {positions:14,.0f} {volume:6.2f} {copied:12.1f} "
+                f"{rate / peer:13.1f}"
+            )
+
+
+def _copying(size: int, rounds: int) -> float:
+    """GB/s at which numpy copies so many bytes: what a row could be written at if it were there already."""
+    source = np.ones(size, dtype=np.uint8)
+    target = np.empty_like(source)
+    times = 1 + (1 << 28) // size
+    taken = _time({"": lambda: [np.copyto(target, source) for _ in range(times)]}, rounds)[""]
+    return times * size / taken / 1e9
 
 
 def _one_by_one(store: Store, rows: list[Any]) -> None:

@@ -16,6 +16,12 @@ time, on any file system, without a lock. A log is a row of records:
 What a killed process has half written is not a record, and is passed over. A record without frames only says what a
 file holds: a copy, or a file whose time has changed. Logs lie below the recipe that their codes were made by (codec,
 rate, resampler, kind of device), because another recipe gives other codes.
+
+Logs are never written again, because nothing in them dies. Codes belong to the content of audio, so they stay right
+whatever becomes of the file; data that leave it out today may name it tomorrow, and other runs share the folder. What
+lies there in vain is little: the part of a record that a kill cut off, the looks of files that have changed since (200
+bytes each), and copies of one recording that two processes encoded in the same moment. Who needs the room deletes the
+folder of a recipe that is used no more, or all of them: what is asked for is encoded again.
 """
 
 from __future__ import annotations

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import IO, Literal
 
@@ -16,10 +15,11 @@ import msgspec
 
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.batches import batches_of
+from higgsc.data.formats.protocol import Rename
 from higgsc.data.formats.reading import Batch, Read
 from higgsc.data.records import Record, Rejected
 from higgsc.data.samples import SourceFile
-from higgsc.data.writing import UNWRITABLE, Rename, Write, write_canonical, write_chatml
+from higgsc.data.writing import UNWRITABLE, write_canonical, write_chatml, write_turns
 
 OutputFormat = Literal["canonical", "chatml"]
 
@@ -61,64 +61,72 @@ def convert(source: SourceFile, output: Path, *, to: OutputFormat = "canonical")
     reject_list = output.with_name(f"{output.name}.rejected.jsonl")
     rename = _renamer(source.path.parent, output.parent)
     place = os.path.relpath(source.path, output.parent)
-    tally, causes, first = Counter[str](), Counter[str](), ""
-    write = _WRITERS[to]
+    rejected, causes, first = 0, Counter[str](), ""
     with _writing(output) as stream, _writing(reject_list) as rejects:
+        write = _Writer(stream, to, source.path, place, rename)
         for batch in batches_of(source, root=source.path.parent):
-            records, refused = _write(batch, source.path, place, lambda records: stream.write(write(records, rename)))
-            tally["written"] += len(records)
-            tally["prompts"] += sum([record.target.audio is None for record in records])
-            tally["singles"] += sum([not record.references for record in records])
-            tally["rejected"] += len(refused)
+            refused = write(batch)
+            rejected += len(refused)
             for one in refused:
                 causes[cause_of(one.reason)] += 1
                 first = first or f"; the first, {place}:{one.line}: {one.reason}"
                 listed = {"id": one.id, "place": f"{place}:{one.line}", "cause": one.reason}
                 rejects.write(msgspec.json.encode(listed) + b"\n")
-        if not tally["written"]:
-            raise StepError(f"none of {tally['rejected']} samples can be read{first}", path=source.path)
-    if not tally["rejected"]:
+        if not write.written:
+            raise StepError(f"none of {rejected} samples can be read{first}", path=source.path)
+    if not rejected:
         reject_list.unlink()
     return Converted(
-        written=tally["written"],
-        rejected=tally["rejected"],
-        prompts=tally["prompts"],
-        singles=tally["singles"],
+        written=write.written,
+        rejected=rejected,
+        prompts=write.prompts,
+        singles=write.singles,
         causes=tuple(causes.most_common()),
-        rejects=reject_list if tally["rejected"] else None,
+        rejects=reject_list if rejected else None,
     )
 
 
-def _write(
-    batch: Batch | list[Read], source: Path, place: str, write: Callable[[list[Record]], object]
-) -> tuple[list[Record], list[Rejected]]:
-    """Write what can be written, together if possible; what was, and what was rejected."""
-    if isinstance(batch, Batch):
-        records = batch.rows.records(map(f"{place}:{{}}".format, count(batch.first)))
+class _Writer:
+    """Writes samples, together where that is possible, and counts them as `Converted` does."""
+
+    def __init__(self, output: IO[bytes], to: OutputFormat, source: Path, place: str, rename: Rename | None) -> None:
+        self._output, self._to, self._source, self._place, self._rename = output, to, source, place, rename
+        self.written = self.prompts = self.singles = 0
+
+    def __call__(self, batch: Batch | list[Read]) -> list[Rejected]:
+        """Write what can be written; what cannot."""
+        if not isinstance(batch, Batch):
+            return self._each(batch)
+        origins = [f"{self._place}:{line}" for line in batch.lines]
         try:
-            write(records)
+            if self._to == "chatml" and (turns := batch.rows.turns(self._rename)) is not None:
+                self._output.write(write_turns(turns, origins))
+                self.written += len(origins)
+            else:
+                self._records(batch.rows.records(origins))
         except UNWRITABLE:
-            return _write_each(list(enumerate(records, batch.first)), source, place, write)
-        return records, []
-    return _write_each(batch, source, place, write)
+            return self._each(batch.reads())
+        return []
 
+    def _each(self, reads: list[Read]) -> list[Rejected]:
+        refused: list[Rejected] = []
+        for line, read in reads:
+            if isinstance(read, Rejected):
+                refused.append(read)
+                continue
+            try:
+                self._records([msgspec.structs.replace(read, origin=read.origin or f"{self._place}:{line}")])
+            except UNWRITABLE as error:
+                reason = f"cannot be written: {error}"
+                refused.append(Rejected(id=read.id, source=self._source, line=line, reason=reason))
+        return refused
 
-def _write_each(
-    reads: list[Read], source: Path, place: str, write: Callable[[list[Record]], object]
-) -> tuple[list[Record], list[Rejected]]:
-    written: list[Record] = []
-    refused: list[Rejected] = []
-    for line, read in reads:
-        if isinstance(read, Rejected):
-            refused.append(read)
-            continue
-        try:
-            write([msgspec.structs.replace(read, origin=read.origin or f"{place}:{line}")])
-        except UNWRITABLE as error:
-            refused.append(Rejected(id=read.id, source=source, line=line, reason=f"cannot be written: {error}"))
-        else:
-            written.append(read)
-    return written, refused
+    def _records(self, records: list[Record]) -> None:
+        write = write_canonical if self._to == "canonical" else write_chatml
+        self._output.write(write(records, self._rename))
+        self.written += len(records)
+        self.prompts += sum([record.target.audio is None for record in records])
+        self.singles += sum([not record.references for record in records])
 
 
 def cause_of(reason: str) -> str:
@@ -138,9 +146,6 @@ def _renamer(before: Path, after: Path) -> Rename | None:
         return os.path.normpath(f"{way}/{name}") if "." in name[:3] or "/." in name else f"{way}/{name}"
 
     return rename
-
-
-_WRITERS: dict[OutputFormat, Write] = {"canonical": write_canonical, "chatml": write_chatml}
 
 
 @contextmanager

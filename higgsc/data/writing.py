@@ -2,53 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, Struct
 
+from higgsc.data.formats.chatml_parts import Answered, Heard, Said, System, Text
+from higgsc.data.formats.chatml_parts import Audio as AudioPart
+from higgsc.data.formats.protocol import Rename, Turns
 from higgsc.data.formats.turns import REQUEST
 from higgsc.data.records import Audio, Record, Utterance
 
-Rename = Callable[[str], str]
-"""How a file is named as seen from the output."""
-Write = Callable[[Sequence[Record], Rename | None], bytes]
-"""Records to as many lines; raises one of `UNWRITABLE` if one of them cannot be written."""
 UNWRITABLE = (ValueError, OverflowError, TypeError, RecursionError)
+"""What is raised where one of the records cannot be written."""
 
 _encoder = msgspec.json.Encoder()
 
 
-class _Text(Struct, gc=False, tag_field="type", tag="text"):
-    text: str
-
-
-class _Audio(Struct, gc=False, omit_defaults=True, tag_field="type", tag="audio"):
-    audio_url: str
-    offset: float | None = None
-    duration: float | None = None
-
-
-class _System(Struct, gc=False, tag_field="role", tag="system"):
+class _Scene(Struct, gc=False):
+    role: Literal["scene"]
     content: str
 
 
-class _Scene(Struct, gc=False, tag_field="role", tag="scene"):
-    content: str
-
-
-class _User(Struct, gc=False, tag_field="role", tag="user"):
-    content: str
-
-
-class _Assistant(Struct, gc=False, tag_field="role", tag="assistant"):
-    content: tuple[_Audio] | tuple[_Text, _Audio]
+_Turn = System | _Scene | Said | Heard | Answered
 
 
 class _Sample(Struct, gc=False, omit_defaults=True):
     id: str
-    messages: list[_System | _Scene | _User | _Assistant]
+    messages: Sequence[_Turn]
     start_index: int
     speaker: str = ""
     origin: str | None = None
@@ -68,23 +50,50 @@ def write_chatml(records: Sequence[Record], rename: Rename | None) -> bytes:
     return _encoder.encode_lines(list(map(_sample, _renamed(records, rename))))
 
 
+def write_turns(rows: Iterable[Turns], origins: Sequence[str]) -> bytes:
+    """As `write_chatml`; samples that name no origin get theirs."""
+    samples = [
+        _Sample(
+            name,
+            (
+                system,
+                Said("user", text),
+                Heard("assistant", (heard,)),
+                Said("user", f"{REQUEST}{said}" if REQUEST in said else said),
+                answered,
+            ),
+            4,
+            speaker,
+            own or origin,
+            misc,
+        )
+        for (name, system, text, heard, said, answered, speaker, own, misc), origin in zip(rows, origins, strict=True)
+    ]
+    return _encoder.encode_lines(samples)
+
+
+def _request(text: str) -> str:
+    # What follows the first words of a request is the text, even if it has such words in it itself.
+    return f"{REQUEST}{text}" if REQUEST in text else text
+
+
 def _sample(record: Record) -> _Sample | dict[str, Any]:
     # Without calls for the parts: they would take as long as all the rest.
-    messages: list[_System | _Scene | _User | _Assistant] = []
+    messages: list[_Turn] = []
     if record.system is not None:
-        messages.append(_System(record.system))
+        messages.append(System("system", record.system))
     if record.scene is not None:
-        messages.append(_Scene(record.scene))
+        messages.append(_Scene("scene", record.scene))
     for spoken in record.references:
         heard = spoken.audio
         assert heard is not None, "readers refuse a reference without audio"
-        messages.append(_User(spoken.text))
-        messages.append(_Assistant((_Audio(heard.path, heard.offset, heard.duration),)))
-    # What follows the first words of a request is the text, even if it has such words in it itself.
+        messages.append(Said("user", spoken.text))
+        messages.append(Heard("assistant", (AudioPart("audio", heard.path, heard.offset, heard.duration),)))
     text, audio = record.target.text, record.target.audio
-    messages.append(_User(f"{REQUEST}{text}" if REQUEST in text else text))
+    messages.append(Said("user", _request(text)))
     if audio is not None:
-        messages.append(_Assistant((_Text(text), _Audio(audio.path, audio.offset, audio.duration))))
+        spoken_part = AudioPart("audio", audio.path, audio.offset, audio.duration)
+        messages.append(Answered("assistant", (Text("text", text), spoken_part)))
     extra = record.extra
     if not extra:
         return _Sample(record.id, messages, len(messages) - 1, record.speaker, record.origin)

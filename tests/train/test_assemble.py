@@ -48,7 +48,9 @@ def test_it_is_the_row_of_the_single_sequences(tmp_path_factory: pytest.TempPath
     lengths = data.draw(st.lists(st.tuples(length, length, length, length), min_size=1, max_size=6))
     store = write(tmp_path_factory.mktemp("store") / "store", lengths)
     indices = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=8)))
-    made = assemble(store, indices, TOKENS)
+    narrow = assemble(store, indices, TOKENS)
+    assert (narrow.input_ids.dtype, narrow.audio_input_ids.dtype) == (torch.int32, torch.int16)
+    made = narrow.to(torch.device("cpu"))
     expected = pack([build_sequence(store.sample(int(index)), TOKENS) for index in indices])
     for field in fields(expected):
         one, other = getattr(made, field.name), getattr(expected, field.name)

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 
 from higgsc.data.formats import fields
-from higgsc.data.formats.protocol import Columns, Fast, Format
+from higgsc.data.formats.protocol import Columns, Fast, Format, Rename
 from higgsc.data.records import Audio, Record, Utterance
 
 _decode = msgspec.json.Decoder(Record).decode
 _LEFT = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What says that a line is left to the careful reader."""
+"""What says that rows are left to the careful reader."""
 _KEYS = frozenset(("id", "speaker", "system", "scene", "references", "target", "extra", "origin"))
 
 
@@ -78,9 +78,9 @@ def _utterance(value: Any, what: str) -> Utterance:
 def fast() -> Fast:
     """A reader that takes what the compiled decoder takes, if nothing about it is unusual."""
 
-    def read(lines: list[bytes]) -> _Rows | None:
+    def read(rows: Sequence[bytes]) -> _Rows | None:
         try:
-            made = list(map(_decode, lines))
+            made = list(map(_decode, rows))
         except _LEFT:
             return None
         return _Rows(made) if all(map(_usual, made)) else None
@@ -108,6 +108,9 @@ class _Rows:
             [spoken.text for spoken in references],
             named,
         )
+
+    def turns(self, _: Rename | None) -> None:
+        return None
 
     def records(self, origins: Iterable[str | None]) -> list[Record]:
         for record, origin in zip(self.made, origins, strict=False):

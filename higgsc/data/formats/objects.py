@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.data.formats.pieces import BEGINNING, Place
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 _PIECE = 1 << 20
@@ -126,7 +127,9 @@ def locate_line(line: bytes, number: int) -> Located:
         return Located(number, problem=f"no JSON object on this line: {_explain(error)}")
 
 
-def read_elements(path: Path, opening: str, *, separator: str = ",", to_the_end: bool = True) -> Iterator[Located]:
+def read_elements(
+    path: Path, opening: str, *, separator: str = ",", to_the_end: bool = True, start: Place = BEGINNING
+) -> Iterator[Located]:
     """Read elements of JSON one after the other.
 
     Args:
@@ -134,12 +137,13 @@ def read_elements(path: Path, opening: str, *, separator: str = ",", to_the_end:
         opening: Pattern of what comes before the first element; it has to be among the first 64 KiB.
         separator: What stands between elements: `,` in an array, nothing otherwise.
         to_the_end: Refuse text after the array's end.
+        start: What comes before is not read.
 
     Raises:
         StepError: Not UTF-8, broken, or without elements.
     """
     with path.open("rb") as stream:
-        text = _Pieces(stream, path)
+        text = _Pieces(stream, path, start)
         text.more()
         match = re.compile(rf"\s*{opening}" if to_the_end else opening, re.DOTALL).search(text.buffer)
         assert match is not None, "the caller has looked"
@@ -165,11 +169,12 @@ def read_elements(path: Path, opening: str, *, separator: str = ",", to_the_end:
 class _Pieces:
     """A file of text, of which only what is being looked at is in memory."""
 
-    def __init__(self, stream: Any, path: Path) -> None:
+    def __init__(self, stream: Any, path: Path, start: Place) -> None:
         self.buffer, self.position, self.ended = "", 0, False
         self._stream, self._path = stream, path
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._line, self._counted, self._lines_read = 1, 0, 0
+        self._line, self._counted, self._lines_read = start.line, 0, start.line - 1
+        stream.seek(start.offset)
 
     def more(self) -> None:
         """Read on; what lies before the position is let go."""

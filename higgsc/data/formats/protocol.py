@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from higgsc.data.formats.chatml_parts import Answered, Audio, System
 from higgsc.data.formats.objects import Located, read_objects
 from higgsc.data.records import Record
 
@@ -22,18 +23,31 @@ class Columns(NamedTuple):
     """Names of the targets' files, then those of the references'."""
 
 
+Rename = Callable[[str], str]
+"""How a file is named as seen from elsewhere."""
+Turns = tuple[str, System, str, Audio, str, Answered, str, str | None, Any]
+"""A sample of ChatML: id, system's turn, text and audio of the reference, text of the target and the turn that holds it
+with its audio, speaker, origin, and the raw JSON or `UNSET` of `misc`."""
+
+
 class Rows(Protocol):
     """Samples read together, all of them sound."""
 
     def columns(self) -> Columns | None:
         """Their fields; None if one of them is no pair of reference and target."""
 
+    def turns(self, rename: Rename | None) -> Iterable[Turns] | None:
+        """Their turns, with other names for the audio, to be written again; None if they are no usual ChatML.
+
+        Asked for once: the names are changed in place.
+        """
+
     def records(self, origins: Iterable[str | None]) -> list[Record]:
         """The same as records; those that name no origin get theirs."""
 
 
-Fast = Callable[[list[bytes]], Rows | None]
-"""A reader of lines for the usual case; None where the careful one has to look, a line at a time."""
+Fast = Callable[[Sequence[bytes]], Rows | None]
+"""A reader of rows of JSON for the usual case; None where the careful one has to look, a row at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

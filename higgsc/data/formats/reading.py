@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -24,7 +24,15 @@ from higgsc.data.formats import (
     train_higgs_audio,
 )
 from higgsc.data.formats.fields import printable
-from higgsc.data.formats.objects import is_lines, locate_line, read_head, read_objects
+from higgsc.data.formats.objects import (
+    first_character,
+    is_lines,
+    locate_line,
+    read_elements,
+    read_head,
+    read_objects,
+)
+from higgsc.data.formats.pieces import Elements, Place, pieces_of_array, pieces_of_lines
 from higgsc.data.formats.protocol import Format, Rows
 from higgsc.data.records import Record, Rejected
 
@@ -41,8 +49,6 @@ Read = tuple[int, Record | Rejected]
 """1-based line where a sample starts, and the sample, usable or not."""
 
 _ROWS_LOOKED_AT = 20
-_PIECE = 1 << 16
-"""Bytes of lines that are read together: few enough to stay in the processor's cache."""
 
 
 def detect(path: Path) -> tuple[Format, str]:
@@ -72,15 +78,15 @@ def detect(path: Path) -> tuple[Format, str]:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples on lines that follow each other, all of them sound."""
+    """Samples that follow each other, all of them sound."""
 
-    first: int
-    """1-based line of the first."""
+    lines: Sequence[int]
+    """1-based line of each."""
     rows: Rows
 
     def reads(self) -> list[Read]:
         """The samples one by one."""
-        return list(enumerate(self.rows.records(repeat(None)), self.first))
+        return list(zip(self.lines, self.rows.records(repeat(None)), strict=True))
 
 
 def read_records(path: Path, format_name: str, *, root: Path) -> Iterator[Read]:
@@ -107,6 +113,8 @@ def read_batches(path: Path, format_name: str, *, root: Path) -> Iterator[Batch 
     read_head(path)
     if form.fast is not None and is_lines(path):
         return _read_lines(path, form, stem)
+    if form.fast is not None and first_character(path) == "[":
+        return _read_array(path, form, stem)
     return _read_rows(path, form, stem)
 
 
@@ -120,23 +128,52 @@ def _read_lines(path: Path, form: Format, stem: str) -> Iterator[Batch | list[Re
     """As `_read_rows`, with the quick reader where it knows all lines of a piece, or one of them."""
     assert form.fast is not None
     quick, blank, first = form.fast(), 0, 1
-    with path.open("rb") as stream:
-        while lines := stream.readlines(_PIECE):
-            if (rows := quick(lines)) is not None:
-                yield Batch(first, rows)
-                first += len(lines)
+    for lines in pieces_of_lines(path):
+        if (rows := quick(lines)) is not None:
+            yield Batch(range(first, first + len(lines)), rows)
+            first += len(lines)
+            continue
+        reads: list[Read] = []
+        for line in lines:
+            if (row := quick([line])) is not None:
+                reads.append((first, row.records(repeat(None))[0]))
+            elif not line.strip():
+                blank += 1
+            else:
+                located, name = locate_line(line, first), f"{stem}-{first - blank - 1:06d}"
+                reads.append((first, _record(located.value, located.problem, first, form, path, name)))
+            first += 1
+        yield reads
+
+
+def _read_array(path: Path, form: Format, stem: str) -> Iterator[Batch | list[Read]]:
+    """As `_read_rows`, with the quick reader where it knows all rows of a piece, or one of them."""
+    assert form.fast is not None
+    quick, number = form.fast(), 0
+    for piece in pieces_of_array(path, read_head(path)):
+        rest = piece if isinstance(piece, Place) else None
+        if isinstance(piece, Elements):
+            if (rows := quick(piece.rows)) is not None:
+                yield Batch(piece.lines, rows)
+                number += len(piece.rows)
                 continue
             reads: list[Read] = []
-            for number, line in enumerate(lines, first):
-                if (row := quick([line])) is not None:
-                    reads.append((number, row.records(repeat(None))[0]))
-                elif line.isspace():
-                    blank += 1
-                else:
-                    located, name = locate_line(line, number), f"{stem}-{number - blank - 1:06d}"
-                    reads.append((number, _record(located.value, located.problem, number, form, path, name)))
+            for index, (row, line) in enumerate(zip(piece.rows, piece.lines, strict=True)):
+                if (one := quick([row])) is not None:
+                    reads.append((line, one.records(repeat(None))[0]))
+                elif (located := locate_line(row, line)).problem is None:
+                    reads.append((line, _record(located.value, None, line, form, path, f"{stem}-{number:06d}")))
+                else:  # it was no element, or nothing can be found again after it
+                    rest = piece.place(index)
+                    break
+                number += 1
             yield reads
-            first += len(lines)
+        if rest is not None:
+            for located in read_elements(path, "" if rest.offset else r"\[", start=rest):
+                name = f"{stem}-{number:06d}"
+                yield [(located.line, _record(located.value, None, located.line, form, path, name))]
+                number += 1
+            return
 
 
 def _record(value: Any, problem: str | None, line: int, form: Format, path: Path, name: str) -> Record | Rejected:

@@ -21,18 +21,18 @@ from higgsc.train.rows.batches import PackedBatch
 from higgsc.train.rows.sequence import AudioTokens, predicting
 
 Ids = NDArray[np.int64]
+Codes = NDArray[np.int16]
 
 _HEAD = np.ravel_multi_index(np.triu_indices(CODEBOOKS), (CODEBOOKS, CODEBOOKS))
 """Places in a clip's first rows where a codebook has not begun yet: `row <= codebook`."""
 _TAIL = np.ravel_multi_index(np.tril_indices(CODEBOOKS, -1), (CODEBOOKS, CODEBOOKS))
 """Places in the rows from a clip's first end-of-stream on where a codebook has ended before: `row > codebook`."""
-_ALL = np.arange(CODEBOOKS * CODEBOOKS)
 _SUFFIX = 2
 """`<|audio_eos|><|eot_id|>`."""
 
 
 def assemble(store: Store, indices: Ids, tokens: AudioTokens) -> PackedBatch:
-    """Put samples into one row.
+    """Put samples into one row; ids are int32 in it and codes int16, until it is moved to a device.
 
     Args:
         store: Where they are.
@@ -53,7 +53,7 @@ def assemble(store: Store, indices: Ids, tokens: AudioTokens) -> PackedBatch:
     lengths = parts.sum(axis=1)
     total = int(lengths.sum())
 
-    input_ids = np.full(total, tokens.placeholder, dtype=np.int64)
+    input_ids = np.full(total, tokens.placeholder, dtype=np.int32)
     for row in range(1, DELAY_ROWS + 1):
         input_ids[starts[:, 2::2] - row] = tokens.delay
     # The ids of a sample lie one after the other in the store, as the samples do here.
@@ -78,7 +78,7 @@ def assemble(store: Store, indices: Ids, tokens: AudioTokens) -> PackedBatch:
     )
 
 
-def target_labels(audio: Ids, first: Ids, frames: Ids) -> Ids:
+def target_labels(audio: Codes, first: Ids, frames: Ids) -> Codes:
     """What the rows of the targets have to be predicted as, end to end; those of `higgsc.data.delay.delayed_labels`
     that hold a label.
 
@@ -98,7 +98,7 @@ def target_labels(audio: Ids, first: Ids, frames: Ids) -> Ids:
     return labels
 
 
-def _delayed(store: Store, indices: Ids, rows: Ids, tokens: AudioTokens) -> Ids:
+def _delayed(store: Store, indices: Ids, rows: Ids, tokens: AudioTokens) -> Codes:
     """The audio rows of all clips, `[M, 8]`, laid out as `higgsc.data.delay.apply_delay` does one."""
     first = store.index.first_frame[indices].ravel()
     counts, begin = rows.ravel(), _before(rows).ravel()
@@ -107,15 +107,21 @@ def _delayed(store: Store, indices: Ids, rows: Ids, tokens: AudioTokens) -> Ids:
     gathered = np.empty(CODEBOOKS - 1 + int(counts.sum()), dtype=np.complex128)
     frames = store.codes.view(np.complex128)[:, 0]
     np.take(frames, _ranges(first - 1, counts), mode="clip", out=gathered[CODEBOOKS - 1 :])
-    level = gathered.view(np.uint16).reshape(-1, CODEBOOKS)[CODEBOOKS - 1 :]
-    level[begin] = tokens.stream_bos
-    _put(level, begin + counts - CODEBOOKS, _ALL, tokens.stream_eos)
+    inner = gathered[CODEBOOKS - 1 :]
+    inner[begin] = _item(tokens.stream_bos)
+    inner[_ranges(begin + counts - CODEBOOKS, np.full(len(begin), CODEBOOKS))] = _item(tokens.stream_eos)
+    level = inner.view(np.uint16).reshape(-1, CODEBOOKS)
     # Code `k` of row `r` comes from row `r - k`. A clip ends in as many rows of end-of-stream as its last codebook is
     # late: they end up in the next clip's start, which is written over, as is what comes before the first clip's.
     row, code = level.strides
     delayed = np.ascontiguousarray(as_strided(level, strides=(row, code - row)))
     _put(delayed, begin, _HEAD, tokens.stream_bos)
-    return delayed.astype(np.int64)
+    return delayed.view(np.int16)  # with room for `IGNORE`
+
+
+def _item(code: int) -> Any:
+    """A row that has one code in all codebooks, as an item of 16 bytes."""
+    return np.full(CODEBOOKS, code, dtype=np.uint16).view(np.complex128)[0]
 
 
 def _put(rows: NDArray[Any], starts: Ids, places: Ids, value: int) -> None:

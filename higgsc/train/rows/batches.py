@@ -143,9 +143,15 @@ class BatchPlan:
         return batch[:, rank]
 
 
+_NARROW = ("input_ids", "audio_input_ids", "audio_labels", "text_labels")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedBatch:
-    """Sequences one after the other in a single row: L positions, M audio rows, P and Q labelled positions."""
+    """Sequences one after the other in a single row: L positions, M audio rows, P and Q labelled positions.
+
+    Until it is moved to a device, ids and codes may be of a narrower type, which is quicker to make and to move.
+    """
 
     input_ids: torch.Tensor
     """int64 `[1, L]`."""
@@ -170,11 +176,11 @@ class PackedBatch:
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> PackedBatch:
-        """Copy to a device; to a GPU from pinned memory, without waiting for the copy."""
-        if device.type == "cpu":
-            return self
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: t.pin_memory().to(device, non_blocking=True) for name, t in tensors.items()})
+        """Copy to a device, where ids and codes become int64; to a GPU from pinned memory, without waiting for it."""
+        tensors: dict[str, torch.Tensor] = {field.name: getattr(self, field.name) for field in fields(self)}
+        if device.type != "cpu":
+            tensors = {name: t.pin_memory().to(device, non_blocking=True) for name, t in tensors.items()}
+        return replace(self, **(tensors | {name: tensors[name].long() for name in _NARROW}))
 
 
 def pack(sequences: Listing[Sequence]) -> PackedBatch:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from higgsc.contract.outcome import StepError
 from higgsc.data.convert import OutputFormat, convert
-from higgsc.data.formats import reading
+from higgsc.data.formats import pieces, reading
 from higgsc.data.formats.reading import FORMATS, read_records
 from higgsc.data.records import Record, Rejected
 from higgsc.data.samples import SourceFile
@@ -206,6 +206,89 @@ def test_the_quick_reader_agrees_with_the_careful_one(
         # Numbers in what is kept as it stands are written as they were: 1e5, and not 100000.0.
         after = (folder / "b.jsonl").read_bytes()
         assert list(map(json.loads, after.splitlines())) == list(map(json.loads, written_by[-1].splitlines()))
+
+
+@pytest.mark.parametrize("form", ["chatml", "canonical"])
+@settings(deadline=None, max_examples=150)  # files on a busy disk
+@given(data=st.data())
+def test_the_quick_reader_agrees_with_the_careful_one_about_arrays(
+    tmp_path_factory: pytest.TempPathFactory, form: str, data: st.DataObject
+) -> None:
+    """Also about what is broken, and on which line; pieces are so small that rows lie across their ends."""
+    rows = CHATML if form == "chatml" else CANONICAL
+    indent = data.draw(st.sampled_from([None, 0, 1, 2]))
+    layout = data.draw(st.sampled_from(["together", "one a line", "indented"]))
+    drawn = [line for line in data.draw(st.lists(lines(rows), max_size=5)) if line.strip()]
+    written = [json.dumps(rows[0]).encode(), *drawn, json.dumps(rows[-1]).encode()]
+    if layout == "one a line":
+        content = b"[\n" + b",\n".join(written) + b"\n]\n"
+    elif layout == "together":
+        content = b"[" + data.draw(st.sampled_from([b", ", b",", b" ,"])).join(written) + b"]"
+    else:
+        try:
+            content = json.dumps([json.loads(one) for one in written], indent=indent).encode()
+        except ValueError:
+            content = b"[" + b"\n,\n".join(written) + b"]"
+    if data.draw(st.booleans()):
+        content = b"\xef\xbb\xbf \r\n" + content.replace(b"\n", b"\r\n")
+    path = tmp_path_factory.mktemp("array") / "a.json"
+    path.write_bytes(content[: data.draw(st.sampled_from([None, -1, -20, len(content) // 2]))])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pieces, "_PIECE", data.draw(st.sampled_from([1, 100, 1000, 1 << 16])))
+        quick = told_or_refused(path, form)
+    with carefully():
+        assert quick == told_or_refused(path, form)
+
+
+def told_or_refused(path: Path, form: str) -> Any:
+    try:
+        return told(path, form)
+    except StepError as error:
+        return str(error), error.line, error.path
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_one_bad_row_does_not_leave_an_array_to_the_careful_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indent: int | None
+) -> None:
+    array = [{**CHATML[0], "id": f"s-{number}"} for number in range(1000)]
+    array[300] = {**array[300], "messages": []}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(array, indent=indent))
+    asked: list[str] = []
+    record = FORMATS["chatml"].record
+
+    def counting(row: Any, name: str, file: Path) -> Record:
+        asked.append(name)
+        return record(row, name, file)
+
+    monkeypatch.setattr(reading, "FORMATS", {"chatml": dataclasses.replace(FORMATS["chatml"], record=counting)})
+    reads = list(read_records(path, "chatml", root=tmp_path))
+    assert [read.id for _, read in reads] == [f"s-{number}" for number in range(1000)]
+    assert [number for number, (_, read) in enumerate(reads) if isinstance(read, Rejected)] == [300]
+    assert asked == ["a-000300", "a-000999"], "the bad row, and the last one of the array"
+
+
+@pytest.mark.parametrize("to", OutputFormat.__args__)  # type: ignore[attr-defined]
+def test_rows_written_together_are_those_written_one_by_one(tmp_path: Path, to: OutputFormat) -> None:
+    """Of every shape, with names as seen from another folder; what is not kept of a part is not written."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    path, output = tmp_path / "in" / "a.jsonl", tmp_path / "out" / "b.jsonl"
+    for row in CHATML:
+        other = copy.deepcopy(row)
+        for container, key in places_of(other):
+            if key == "audio_url":
+                container["raw_audio"] = ""
+        other |= {"id": "other", "origin": "elsewhere:7"}
+        path.write_text("".join(json.dumps({**one, "start_index": 0}) + "\n" for one in (row, other)))
+        convert(SourceFile(path=path, format="chatml"), output, to=to)
+        written = output.read_text()
+        with carefully():
+            convert(SourceFile(path=path, format="chatml"), output, to=to)
+        assert list(map(json.loads, written.splitlines())) == list(map(json.loads, output.read_text().splitlines()))
+        assert "../in/" in written
+        assert "raw_audio" not in written
 
 
 @pytest.mark.parametrize("form, rows", [("chatml", CHATML), ("canonical", CANONICAL)])
