@@ -86,6 +86,6 @@ def _way_out(name: str, adapter: Adapter) -> str:
     if to_transformers(name) is None:
         return "the adapter was trained on another model"
     return (
-        "that is a name of the first release; "
+        "that is a name of the original release; "
         f"`higgsc checkpoint convert {adapter.folder} -o OUT` gives the adapter transformers' names"
     )
