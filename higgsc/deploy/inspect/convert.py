@@ -83,7 +83,8 @@ def convert_adapter(folder: Path, out: Path) -> Conversion:
     tensors = _in_file(tensors, path)
     modules = _modules(tensors, path)
     names = _names(dict.fromkeys(module for module, _ in modules.values()), path)
-    renamed = {f"{PREFIX}{names[modules[name][0]]}{modules[name][1]}": tensor for name, tensor in tensors.items()}
+    # Copies: pickled tensors may be views of one memory, which a safetensors file cannot hold.
+    renamed = {f"{PREFIX}{names[modules[name][0]]}{modules[name][1]}": t.clone() for name, t in tensors.items()}
     ranks = _ranks(tensors, config, path)
     if not ranks:
         raise StepError("the adapter has no A matrix", path=path)
