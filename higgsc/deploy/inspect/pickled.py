@@ -29,9 +29,11 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
             plain tensors (65).
     """
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        path.open("rb").close()
     except OSError as error:
         raise StepError(f"cannot be read: {error.strerror}", code=ExitCode.MISSING_INPUT, path=path) from error
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise _refused(error, path) from error
     except Exception as error:
