@@ -187,10 +187,16 @@ def _folders(name: Path | None) -> list[Path]:
 
 
 def _checkpoints(name: Path) -> list[Path]:
-    """A checkpoint, or those of a run."""
+    """A checkpoint, or those of a run.
+
+    Raises:
+        StepError: There is none (66).
+    """
     if (name / "manifest.json").is_file() or name.name.startswith("step-"):
         return [name]
     found = [path for folder in _folders(name) for path in folder.glob("step-*") if path.name[5:].isdigit()]
+    if not found:
+        raise StepError("there is no checkpoint here", code=ExitCode.MISSING_INPUT, path=name)
     return sorted(found, key=lambda path: (path.parent, int(path.name[5:])))
 
 

@@ -1,7 +1,7 @@
 """Weights that were stored by pickling, read without running anything.
 
 A pickle is a program. `torch.load(weights_only=True)` runs only the part of it that builds tensors, and refuses one
-that names anything else, such as `os.system`
+that names anything else, such as the function that runs a shell
 (https://docs.pytorch.org/docs/stable/notes/serialization.html#weights-only).
 """
 

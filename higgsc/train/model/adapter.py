@@ -224,6 +224,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     for key in ("rank_pattern", "alpha_pattern"):
         if not _are_patterns(config.get(key) or {}):
             raise StepError(f"`{key}` is not a mapping of regular expressions to positive numbers", path=path)
+    for key in ("base_model_name_or_path", "revision"):
+        if not isinstance(config.get(key), str | None):
+            raise StepError(f"`{key}` is {config[key]!r}, not a name", path=path)
     whole = config.get("modules_to_save") or []
     if not isinstance(whole, list) or not all(isinstance(module, str) for module in whole):
         raise StepError("`modules_to_save` is not a list of modules", path=path)
