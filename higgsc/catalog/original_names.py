@@ -1,7 +1,7 @@
-"""Names of Higgs Audio v2's modules and tensors in its first release, and what transformers calls them.
+"""Names of Higgs Audio v2's modules and tensors in its original release, and what transformers calls them.
 
-The first release (boson-ai/higgs-audio, `boson_multimodal`) and transformers' port hold the same tensors, neither
-transposed nor joined, in the same order of rows; only the names differ. Trainers built on the first release save
+The original release (boson-ai/higgs-audio, `boson_multimodal`) and transformers' port hold the same tensors, neither
+transposed nor joined, in the same order of rows; only the names differ. Trainers built on the original release save
 adapters and checkpoints with its names. Source: `ORIGINAL_TO_CONVERTED_KEY_MAPPING` in transformers'
 `convert_higgs_audio_v2_to_hf.py`.
 """
@@ -27,10 +27,10 @@ _IN_LAYER: Final = re.compile(
 
 
 def to_transformers(name: str) -> str | None:
-    """The name in transformers of a module of the first release, or of its `.weight`.
+    """The name in transformers of a module of the original release, or of its `.weight`.
 
     Returns:
-        None if the first release has no such module, or has no counterpart for it in transformers:
+        None if the original release has no such module, or has no counterpart for it in transformers:
         `audio_codebook_weights` and `rotary_emb` are computed there, and a table that was split for training
         (`embed_tokens.embedding_frozen`) is two tensors of one.
     """
@@ -42,7 +42,7 @@ def to_transformers(name: str) -> str | None:
 
 
 def to_original(name: str) -> str | None:
-    """The name in the first release of a module of transformers' model, or of its `.weight`; None if it has none."""
+    """The name in the original release of a module of transformers' model, or of its `.weight`; None if it has none."""
     module, end = _split(name)
     if module.startswith(_PREFIX) and _IN_LAYER.fullmatch(module.removeprefix(_PREFIX)):
         return f"{module.removeprefix(_PREFIX)}{end}"

@@ -28,6 +28,7 @@ COMMANDS = {
     "cancel": "End a run, its work saved.",
     "doctor": "Compare a site with its cluster and say what is wrong.",
     "data": "Convert and validate speech data.",
+    "checkpoint": "List, validate, compare, find and convert checkpoints and adapters.",
     "merge": "Fold a LoRA adapter into its base model.",
     "generate": "Speak a text in the voice of a recording.",
     "explain": "Explain a diagnostic code, or where a value came from.",

@@ -42,6 +42,14 @@ def rate(per_second: float) -> str:
     return f"{per_second:.0f}"
 
 
+def size(number: int) -> str:
+    """`640 B`, `12.3 kB`, `2.52 GB`: bytes, in powers of ten as disks are sold."""
+    for step, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= step:
+            return f"{number / step:.3g} {unit}"
+    return f"{number} B"
+
+
 def count(number: int, noun: str) -> str:
     """`1 node`, `2 nodes`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

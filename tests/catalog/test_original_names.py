@@ -1,4 +1,4 @@
-"""Names of the first release and of transformers: each tensor of the released model has one in both."""
+"""Names of the original release and of transformers: each tensor of the released model has one in both."""
 
 import pytest
 

@@ -256,7 +256,7 @@ MISTAKES: dict[str, tuple[Callable[[Path, Path], None], int, tuple[str, ...]]] =
     "original names": (
         bad_tensors(lambda t: [t.update({k.replace("model.model.", "model."): t.pop(k)}) for k in list(t)]),
         65,
-        ("adapter_model.safetensors", "base_model.model.layers.", "original implementation"),
+        ("adapter_model.safetensors", "base_model.model.layers.", "original release", "higgsc checkpoint convert"),
     ),
     "half of a pair": (
         bad_tensors(lambda t: t.pop(f"{Q0}.lora_B.weight")),

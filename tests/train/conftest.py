@@ -194,10 +194,15 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
+    """A project in an empty folder."""
+    return make_project(tmp_path)
+
+
+def make_project(root: Path) -> Project:
     """Seven samples to train on and three held out, of lengths that differ."""
     random = np.random.default_rng(0)
     ids = AudioTokens.of(HiggsAudioV2Config.from_pretrained(tiny_path("model")))
-    with StoreWriter(tmp_path / "store", made_by={"base": "builtin:tiny", "revision": None}) as store:
+    with StoreWriter(root / "store", made_by={"base": "builtin:tiny", "revision": None}) as store:
         for number in range(10):
             clips = [
                 store.add_clip(
@@ -217,4 +222,4 @@ def project(tmp_path: Path) -> Project:
                 validation=number in (2, 5, 8),
                 record={"id": f"sample-{number}"},
             )
-    return Project(root=tmp_path)
+    return Project(root=root)

@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.deploy.fit import BaseShapes, misfits
 from higgsc.deploy.merge.streamed import empty_model
 from higgsc.deploy.weights import Weights
-from higgsc.train.model.adapter import Adapter, read_tensors
+from higgsc.train.model.adapter import Adapter
 from higgsc.train.model.build import check_model_type
 
 
@@ -47,33 +48,6 @@ def check_fit(adapter: Adapter, weights: Weights) -> None:
     Raises:
         StepError: The base lacks a tensor, or has another shape, naming file and tensor (65).
     """
-    for name, layer in adapter.layers.items():
-        info = weights.tensors.get(name)
-        if info is None:
-            raise StepError(
-                f"tensor {layer.key_a!r} adapts `{layer.module}`, which the base at {weights.folder} does not have",
-                path=adapter.weights_path,
-                help="the adapter was trained on another model, or on the original implementation's names",
-            )
-        if info.shape != layer.shape:
-            raise StepError(
-                f"tensors {layer.key_a!r} and {layer.key_b!r} make a change of shape {list(layer.shape)}, "
-                f"but `{name}` in {weights.folder / info.file} has {list(info.shape)}",
-                path=adapter.weights_path,
-                help="the adapter was trained on a base of another size",
-            )
-    for name, key in adapter.full.items():
-        if name not in weights.tensors:
-            raise StepError(
-                f"tensor {key!r} replaces `{name}`, which the base at {weights.folder} does not have",
-                path=adapter.weights_path,
-                help="the adapter was trained on another model",
-            )
-        info, (tensor,) = weights.tensors[name], read_tensors(adapter, key)
-        if tuple(tensor.shape) != info.shape:
-            raise StepError(
-                f"tensor {key!r} has shape {list(tensor.shape)}, but `{name}` in {weights.folder / info.file} has "
-                f"{list(info.shape)}",
-                path=adapter.weights_path,
-                help="the adapter was trained on a base of another size",
-            )
+    shapes = {name: info.shape for name, info in weights.tensors.items()}
+    if (misfit := next(misfits(adapter, BaseShapes(f"the base at {weights.folder}", shapes)), None)) is not None:
+        raise misfit

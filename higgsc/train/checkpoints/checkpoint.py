@@ -222,17 +222,46 @@ def verify_checkpoint(path: Path) -> None:
     """Compare a checkpoint's files with its manifest.
 
     Raises:
-        StepError: If a file is missing or differs, naming it.
+        StepError: The first of `file_problems`.
     """
-    manifest = _read(Manifest, path / MANIFEST)
+    problem = next(file_problems(path), None)
+    if problem is not None:
+        raise problem
+
+
+def file_problems(path: Path, *, hashes: bool = True) -> Iterator[StepError]:
+    """What is wrong with a checkpoint's files by its manifest: each that is missing, cannot be read or differs.
+
+    Args:
+        path: The checkpoint's folder.
+        hashes: Whether to read the files; without, only their sizes are compared.
+    """
+    try:
+        manifest = _read(Manifest, path / MANIFEST)
+    except StepError as problem:
+        yield problem
+        return
     for name, stamp in manifest.files.items():
         file = path / name
-        if not file.is_file():
-            raise damaged(file, "is missing")
-        if file.stat().st_size != stamp.size:
-            raise damaged(file, f"has {file.stat().st_size} bytes instead of {stamp.size}")
-        if sha256_file(file) != stamp.sha256:
-            raise damaged(file, "does not have the hash that the manifest names")
+        try:
+            if not file.is_file():
+                yield damaged(file, "is missing")
+            elif (size := file.stat().st_size) != stamp.size:
+                yield damaged(file, f"has {size} bytes instead of {stamp.size}")
+            elif hashes and sha256_file(file) != stamp.sha256:
+                yield damaged(file, "does not have the hash that the manifest names")
+        except OSError as error:
+            yield damaged(file, f"cannot be read: {error.strerror}")
+
+
+def unknown_files(path: Path) -> list[Path]:
+    """Files in a checkpoint's folder that its manifest does not name.
+
+    Raises:
+        StepError: If the manifest cannot be read.
+    """
+    known = {path / name for name in _read(Manifest, path / MANIFEST).files} | {path / MANIFEST}
+    return sorted(file for file in path.rglob("*") if not file.is_dir() and file not in known)
 
 
 def _write_adapter_config(adapter: Path, model: PeftModel, ref: ModelRef) -> None:

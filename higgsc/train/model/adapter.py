@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from higgsc.contract.outcome import ExitCode, StepError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLED_FILE = "adapter_model.bin"
+"""How PEFT stored weights before it used safetensors, and other trainers still do."""
 
 _PREFIX = "base_model.model."
 _HALVES = (".lora_A.weight", ".lora_B.weight")
@@ -88,52 +91,70 @@ def open_adapter(folder: Path) -> Adapter:
         StepError: A file is missing (66); or damaged, or the adapter is of a kind that has no exact merge into
             linear layers (65).
     """
+    adapter, problems = read_adapter(folder)
+    if problems:
+        raise problems[0]
+    assert adapter is not None, "what cannot be read has a problem"
+    return adapter
+
+
+def read_adapter(folder: Path) -> tuple[Adapter | None, list[StepError]]:
+    """As `open_adapter`, but with everything that is wrong rather than the first.
+
+    Returns:
+        What could be read of it, None if one of the two files could not; and the problems.
+    """
     if not (folder / CONFIG_FILE).is_file() and (folder / "config.json").is_file():
-        raise StepError(
+        whole = StepError(
             "this is a whole model, not an adapter: there is nothing to merge",
             path=folder,
             help=f"use it as it is: `higgsc generate --model {folder}`",
         )
-    config = _read_config(folder)
-    _refuse_other_kinds(config, folder / CONFIG_FILE)
+        return None, [whole]
+    try:
+        config = read_config(folder)
+    except StepError as problem:
+        return None, [problem]
+    problems = list(config_problems(config, folder / CONFIG_FILE))
+    if config.get("peft_type") != "LORA":
+        return None, problems
     path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        pickled = (folder / "adapter_model.bin").is_file()
-        raise StepError(
-            "the adapter's weights are pickled (adapter_model.bin), which can run code when read"
-            if pickled
-            else "the adapter's weights are missing",
-            code=ExitCode.MISSING_INPUT,
-            path=path,
-            help="load it with PEFT where you trust it and save it again with `safe_serialization=True`"
-            if pickled
-            else "an adapter folder holds adapter_config.json and adapter_model.safetensors",
-        )
-    shapes = _shapes(path)
+    try:
+        shapes = tensor_shapes(path)
+    except StepError as problem:
+        return None, [*problems, problem]
     layers: dict[str, LoraLayer] = {}
     full: dict[str, str] = {}
+    done: set[str] = set()
     for key in shapes:
         stem = next((key.removesuffix(end) for end in (*_HALVES, _MAGNITUDE) if key.endswith(end)), None)
         if key.startswith(_PREFIX) and stem is not None:
-            module = stem.removeprefix(_PREFIX)
-            if f"{module}.weight" not in layers:
-                layers[f"{module}.weight"] = _layer(module, stem, shapes, config, path)
+            if stem not in done:
+                done.add(stem)
+                module = stem.removeprefix(_PREFIX)
+                try:
+                    layers[f"{module}.weight"] = _layer(module, stem, shapes, config, path)
+                except StepError as problem:
+                    problems.append(problem)
         elif _trained_whole(key, config):
             full[key.removeprefix(_PREFIX)] = key
         else:
-            raise StepError(
-                f"tensor {key!r} is not the A or B matrix of a linear layer, and no module of `modules_to_save`",
-                path=path,
+            problems.append(
+                StepError(
+                    f"tensor {key!r} is not the A or B matrix of a linear layer, and no module of `modules_to_save`",
+                    path=path,
+                )
             )
-    if not layers:
-        raise StepError("the adapter holds no tensors", path=path)
-    return Adapter(
+    if not layers and not problems:
+        problems.append(StepError("the adapter holds no tensors", path=path))
+    adapter = Adapter(
         folder=folder,
         layers=layers,
         full=full,
         base=config.get("base_model_name_or_path"),
         revision=config.get("revision"),
     )
+    return adapter, problems
 
 
 def _layer(
@@ -178,7 +199,12 @@ def _trained_whole(key: str, config: Mapping[str, Any]) -> bool:
     return key.startswith(_PREFIX) and key.endswith(tuple(f"{module}.weight" for module in modules))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """An adapter's configuration; rank and alpha in it are numbers.
+
+    Raises:
+        StepError: It is missing (66), or not one of LoRA (65).
+    """
     path = folder / CONFIG_FILE
     try:
         config = json.loads(path.read_text("utf-8"))
@@ -195,31 +221,73 @@ def _read_config(folder: Path) -> dict[str, Any]:
         isinstance(config.get(key), int | float) and config[key] > 0 for key in ("r", "lora_alpha")
     ):
         raise StepError("not a LoRA configuration: `r` and `lora_alpha` have to be positive numbers", path=path)
+    for key in ("rank_pattern", "alpha_pattern"):
+        if not _are_patterns(config.get(key) or {}):
+            raise StepError(f"`{key}` is not a mapping of regular expressions to positive numbers", path=path)
+    for key in ("base_model_name_or_path", "revision"):
+        if not isinstance(config.get(key), str | None):
+            raise StepError(f"`{key}` is {config[key]!r}, not a name", path=path)
+    whole = config.get("modules_to_save") or []
+    if not isinstance(whole, list) or not all(isinstance(module, str) for module in whole):
+        raise StepError("`modules_to_save` is not a list of modules", path=path)
     return config
 
 
-def _refuse_other_kinds(config: Mapping[str, Any], path: Path) -> None:
+def _are_patterns(found: object) -> bool:
+    if not isinstance(found, dict):
+        return False
+    try:
+        return all(re.compile(pattern) and isinstance(n, int | float) and n > 0 for pattern, n in found.items())
+    except re.error:
+        return False
+
+
+def config_problems(config: Mapping[str, Any], path: Path) -> Iterator[StepError]:
+    """What in an adapter's configuration stands against an exact merge.
+
+    Args:
+        config: From `read_config`.
+        path: The file that it was read from.
+    """
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise StepError(f"`peft_type` is {kind!r}; only LORA can be merged", path=path)
+        yield StepError(f"`peft_type` is {kind!r}; only LORA can be merged", path=path)
+        return
     if config.get("bias", "none") != "none":
-        raise StepError(f"`bias` is {config['bias']!r}: trained biases are not merged", path=path)
+        yield StepError(f"`bias` is {config['bias']!r}: trained biases are not merged", path=path)
     if config.get("init_lora_weights", True) not in _INITIALISATIONS_THAT_KEEP_THE_BASE:
-        raise StepError(
+        yield StepError(
             f"`init_lora_weights` is {config['init_lora_weights']!r}, which changed the base before training",
             path=path,
             help="convert it to a plain LoRA with PEFT's `path_initial_model_for_weight_conversion`",
         )
     for key, value in config.items():
         if key not in _UNDERSTOOD and value:
-            raise StepError(
+            yield StepError(
                 f"`{key}` is {value!r}: an adapter that uses it cannot be merged exactly",
                 path=path,
                 help="LoRA on linear layers can be, with rsLoRA, DoRA, rank and alpha patterns, and modules to save",
             )
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of an adapter's weights, from the file's header.
+
+    Raises:
+        StepError: The file is missing (66) or damaged (65).
+    """
+    if not path.is_file():
+        pickled = path.with_name(PICKLED_FILE).is_file()
+        raise StepError(
+            f"the adapter's weights are pickled ({PICKLED_FILE}), which can run code when read"
+            if pickled
+            else "the adapter's weights are missing",
+            code=ExitCode.MISSING_INPUT,
+            path=path,
+            help=f"`higgsc checkpoint convert {path.parent} -o OUT` reads them without running anything"
+            if pickled
+            else "an adapter folder holds adapter_config.json and adapter_model.safetensors",
+        )
     try:
         with safe_open(path, "pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118

@@ -1,0 +1,1 @@
+"""Looking at checkpoints and adapters: what there is, whether it is whole, how far apart two of them are."""
