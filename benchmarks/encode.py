@@ -34,7 +34,8 @@ from higgsc.data.records import AudioSpan
 from higgsc.data.store import Store, StoreWriter
 from higgsc.train.model.builtin import tiny_path
 from higgsc.train.rows.assemble import assemble
-from higgsc.train.rows.batches import epoch_order, pack
+from higgsc.train.rows.order import epoch_order
+from higgsc.train.rows.row import PackedBatch, pack
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 TOKENS = AudioTokens(placeholder=128_016, delay=128_014, stream_bos=1024, stream_eos=1025, vocabulary=128_256)
@@ -149,8 +150,13 @@ def _reading(folder: Path, arguments: argparse.Namespace) -> None:
             rate, peer = len(order) / best["higgsc"], len(few) / best["one by one"]
             positions = rate * float(store.lengths.mean())
             row = assemble(store, order[:size], TOKENS)
-            volume = rate * sum(getattr(row, field.name).nbytes for field in fields(row)) / size / 1e6
+            volume = rate * sum(tensor.nbytes for tensor in _tensors(row)) / size / 1e6
             print(f"{seconds:4} s {size:14} {rate:12,.0f} {positions:14,.0f} {volume:8,.0f} {rate / peer:13.1f}")
+
+
+def _tensors(row: PackedBatch) -> list[torch.Tensor]:
+    values = [getattr(row, field.name) for field in fields(row)]
+    return [value for value in values if isinstance(value, torch.Tensor)]
 
 
 def _one_by_one(store: Store, rows: list[Any]) -> None:
