@@ -87,9 +87,9 @@ def test_the_longest_row_fits_and_a_longer_one_does_not(gpu) -> None:  # type: i
     assert found.memory == memory(ADAPTED, Sample.of_tokens(8192), 1)
     assert found.speed is not None
     assert found.speed.step_seconds == pytest.approx(8192 / found.speed.tokens_per_second)
-    # As much as the samples of the longest kind that a row holds, whose references are not learned, or a little more.
-    few = memory(ADAPTED, LONG, 4).total / (4 * LONG.tokens)
-    assert 1 <= memory(ADAPTED, Sample.of_tokens(4 * LONG.tokens), 1).total / (4 * LONG.tokens) / few < 1.05
+    # As much as a row of the longest samples takes.
+    by_samples, by_tokens = memory(ADAPTED, LONG, 4), memory(ADAPTED, Sample.of_tokens(4 * LONG.tokens), 1)
+    assert by_tokens.total == pytest.approx(by_samples.total, rel=0.01)
 
 
 def test_nothing_is_said_about_what_is_unknown() -> None:
