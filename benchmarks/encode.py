@@ -34,7 +34,8 @@ from higgsc.data.records import AudioSpan
 from higgsc.data.store import Store, StoreWriter
 from higgsc.train.model.builtin import tiny_path
 from higgsc.train.rows.assemble import assemble
-from higgsc.train.rows.batches import epoch_order, pack
+from higgsc.train.rows.order import epoch_order
+from higgsc.train.rows.row import PackedBatch, pack
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 TOKENS = AudioTokens(placeholder=128_016, delay=128_014, stream_bos=1024, stream_eos=1025, vocabulary=128_256)
@@ -149,7 +150,7 @@ def _reading(folder: Path, arguments: argparse.Namespace) -> None:
             rate, peer = len(order) / best["higgsc"], len(few) / best["one by one"]
             positions = rate * float(store.lengths.mean())
             row = assemble(store, order[:size], TOKENS)
-            size_of_row = sum(getattr(row, field.name).nbytes for field in fields(row))
+            size_of_row = sum(tensor.nbytes for tensor in _tensors(row))
             volume, copied = rate / size * size_of_row / 1e9, _copying(size_of_row, arguments.rounds)
             print(
                 f"{seconds:4} s {size:14} {rate:12,.0f} {positions:14,.0f} {volume:6.2f} {copied:12.1f} "
@@ -164,6 +165,11 @@ def _copying(size: int, rounds: int) -> float:
     times = 1 + (1 << 28) // size
     taken = _time({"": lambda: [np.copyto(target, source) for _ in range(times)]}, rounds)[""]
     return times * size / taken / 1e9
+
+
+def _tensors(row: PackedBatch) -> list[torch.Tensor]:
+    values = [getattr(row, field.name) for field in fields(row)]
+    return [value for value in values if isinstance(value, torch.Tensor)]
 
 
 def _one_by_one(store: Store, rows: list[Any]) -> None:

@@ -6,6 +6,7 @@ every output has to name until this trainer has been measured on a GPU.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import gcd
@@ -28,7 +29,7 @@ with fused kernels: 0.43 (NVIDIA NeMo AutoModel, Qwen2.5-7B on H100); for an eag
 TYPICAL_SECONDS = 10.0
 """Assumed length of a reference and of a target, for the speed; memory takes the longest that the spec allows."""
 
-_MOST_SAMPLES = 1 << 16
+_MOST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,21 +75,29 @@ class Estimate:
     memory: Memory
     """At the longest samples that the spec allows."""
     longest: Sample
-    """Their length."""
+    """Their length; where batches are counted in tokens, a whole row as one sample."""
     samples: int
-    """Samples in a micro-batch."""
+    """Of those in a micro-batch."""
+    by_tokens: bool
+    """Whether batches are counted in tokens."""
     gpu: Gpu | None
     fits: bool | None
     """Whether the memory, with `RESERVE` on top, is there."""
     largest: int | None
-    """Samples of the longest kind in the largest micro-batch that fits; 0 if not even one does."""
+    """The largest micro-batch that fits, in samples of the longest kind, or in tokens; 0 if not even one does."""
     speed: Speed | None
     unknown: str | None
     """Why there is no verdict and no speed."""
 
     @property
     def largest_tokens(self) -> int | None:
-        return None if self.largest is None else self.largest * self.longest.tokens
+        return self.largest if self.largest is None or self.by_tokens else self.largest * self.longest.tokens
+
+    @property
+    def row(self) -> str:
+        """What the memory is counted for, in words."""
+        tokens = f"{self.samples * self.longest.tokens:,} tokens"
+        return f"a row of {tokens}" if self.by_tokens else f"{self.samples} of the longest samples allowed, {tokens}"
 
 
 def usable(gpu: Gpu) -> int:
@@ -106,16 +115,27 @@ def largest_batch(setup: Setup, sample: Sample, gpu: Gpu) -> int:
 
     Takes the accumulation as it is, so that the answer does not hang on which batches divide which.
     """
+    return _largest(lambda samples: fits(setup, sample, samples, gpu))
+
+
+def longest_row(setup: Setup, gpu: Gpu) -> int:
+    """Tokens of the longest row that fits; 0 if none does."""
+    return _largest(lambda tokens: fits(setup, Sample.of_tokens(tokens), 1, gpu))
+
+
+def _largest(fitting: Callable[[int], bool]) -> int:
     low, high = 0, 1
-    while high < _MOST_SAMPLES and fits(setup, sample, high, gpu):
+    while high < _MOST and fitting(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(setup, sample, middle, gpu) else (low, middle)
+        low, high = (middle, high) if fitting(middle) else (low, middle)
     return low
 
 
-def speed(setup: Setup, seconds: float, samples: int, gpu: Gpu, *, steps: int | None) -> Speed:
+def speed(
+    setup: Setup, seconds: float, samples: int, gpu: Gpu, *, steps: int | None, tokens: int | None = None
+) -> Speed:
     """Speed on `replicate x shard x tensor` GPUs.
 
     Communication is not counted: with whole copies of the base, what moves once in a step are the adapter's gradients.
@@ -125,9 +145,10 @@ def speed(setup: Setup, seconds: float, samples: int, gpu: Gpu, *, steps: int | 
         seconds: Assumed length of a sample's reference, and of its target.
         samples: Samples in a micro-batch.
         steps: Optimizer steps of the training, if known.
+        tokens: Tokens in a micro-batch, where they are counted instead.
     """
     sample = Sample.of_seconds(seconds, seconds)
-    row = samples * sample.tokens
+    row = samples * sample.tokens if tokens is None else tokens
     # The kernel multiplies what the dense block mask then hides, so a token attends to its whole row.
     flops = flops_per_token(setup, keys=row, audio_share=sample.audio_rows / sample.tokens)
     of_group = gpu.bf16_tflops_dense * 1e12 * UTILISATION / flops
@@ -158,6 +179,7 @@ def estimate(
     gpu: Gpu | None,
     unknown: str | None = None,
     steps: int | None = None,
+    tokens: int | None = None,
 ) -> Estimate:
     """All of it.
 
@@ -167,18 +189,26 @@ def estimate(
         typical_seconds: Assumed length of both, for the speed.
         gpu: None if it is not known; then `unknown` says why.
         steps: Optimizer steps of the training, if known.
+        tokens: Tokens in a micro-batch, where they are counted instead of samples.
     """
-    longest = Sample.of_seconds(max_seconds, max_seconds)
+    longest = Sample.of_seconds(max_seconds, max_seconds) if tokens is None else Sample.of_tokens(tokens)
+    samples = samples if tokens is None else 1
+    largest = None
+    if gpu is not None:
+        largest = largest_batch(setup, longest, gpu) if tokens is None else longest_row(setup, gpu)
     # The peak figure of the catalog is bfloat16's; float32 runs on other units, of which it says nothing.
     fast = gpu is not None and setup.precision == "bf16"
     return Estimate(
         memory=memory(setup, longest, samples),
         longest=longest,
         samples=samples,
+        by_tokens=tokens is not None,
         gpu=gpu,
         fits=None if gpu is None else fits(setup, longest, samples, gpu),
-        largest=None if gpu is None else largest_batch(setup, longest, gpu),
-        speed=speed(setup, typical_seconds, samples, gpu, steps=steps) if gpu is not None and fast else None,
+        largest=largest,
+        speed=speed(setup, typical_seconds, samples, gpu, steps=steps, tokens=tokens)
+        if gpu is not None and fast
+        else None,
         unknown=unknown if gpu is None or fast else "the catalog knows no float32 peak",
     )
 

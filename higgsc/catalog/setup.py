@@ -43,6 +43,15 @@ class Sample:
             text=max(5, round((reference + target) * TEXT_TOKENS_PER_SECOND)),
         )
 
+    @classmethod
+    def of_tokens(cls, tokens: int) -> Sample:
+        """A row of so many tokens as if it were one sample, all of its speech in the target: what takes most memory.
+
+        A packed row comes near it where many targets share a reference.
+        """
+        text = max(5, round(tokens * TEXT_TOKENS_PER_SECOND / (TEXT_TOKENS_PER_SECOND + FRAMES_PER_SECOND)))
+        return cls(reference=1, target=max(1, tokens - text - 1 - 2 * EXTRA_ROWS_PER_CLIP), text=text)
+
     @property
     def audio_rows(self) -> int:
         """Rows of both clips: frames + 9 each."""

@@ -59,9 +59,8 @@ def command(
 
 def _memory(found: Estimate) -> list[str]:
     parts = " · ".join(f"{part} {count / 1e9:.1f}" for part, count in found.memory.parts.items() if count >= 5e7)
-    row = f"for {found.samples} of the longest samples allowed, {found.samples * found.longest.tokens:,} tokens"
     reserve = "" if found.gpu is None else f"; {RESERVE:.0%} of the GPU stays free"
-    return [*([f"          {parts}"] if parts else []), f"          {row}{reserve}"]
+    return [*([f"          {parts}"] if parts else []), f"          for {found.row}{reserve}"]
 
 
 def _speed(made: Compiled, found: Estimate) -> list[str]:
@@ -151,10 +150,13 @@ def _document(made: Compiled, found: Estimate, traced: dict[str, Any] | None) ->
             "gpu_bytes": None if found.gpu is None else found.gpu.memory_bytes,
             "reserve": RESERVE,
             "fits": found.fits,
-            "micro_batch": {"samples": found.samples, "tokens": found.samples * found.longest.tokens},
+            "micro_batch": {
+                "samples": None if found.by_tokens else found.samples,
+                "tokens": found.samples * found.longest.tokens,
+            },
             "largest_micro_batch": None
             if found.largest is None
-            else {"samples": found.largest, "tokens": found.largest_tokens},
+            else {"samples": None if found.by_tokens else found.largest, "tokens": found.largest_tokens},
         },
         "speed": None
         if speed is None

@@ -139,9 +139,22 @@ CODES: dict[str, Code] = {
     ),
     "HC311": Code(
         "the global batch does not divide",
-        "An optimizer step sees `global_batch.samples` samples. They are shared evenly by the data-parallel ranks\n"
-        "(replicate x shard; with `tensor` above 1 each is a group of GPUs) and processed in micro-batches of\n"
-        "`micro_batch.samples`, so the product of the two has to divide the global batch. Nothing is rounded.",
+        "An optimizer step sees the samples or tokens of `global_batch`. They are shared evenly by the data-parallel\n"
+        "ranks (replicate x shard; with `tensor` above 1 each is a group of GPUs) and processed in micro-batches of\n"
+        "`micro_batch`, so the product of the two has to divide the global batch. Nothing is rounded.",
+    ),
+    "HC312": Code(
+        "batches are counted in samples or in tokens",
+        "`global_batch` is either `{samples: N}` or `{tokens: N}`, and `micro_batch` is counted the same way. In\n"
+        "samples a step sees as many samples as were asked for; in tokens rows are full, and none waits for a longer\n"
+        "one. A spec that extends another one and counts the other way takes the inherited size back: `samples: null`.",
+    ),
+    "HC313": Code(
+        "rows may be too short for the longest samples",
+        "With batches in tokens, a sample lies in one row, and a row has `micro_batch.tokens` tokens. A sample of the\n"
+        "longest clips that `data.limits.max_seconds` lets in, reference and target, is longer, by a guess at its\n"
+        "text. The training looks at the real samples before its first step, and refuses to start if one is too long.",
+        "warning",
     ),
     "HC320": Code(
         "the training has no length, or two",
@@ -251,7 +264,8 @@ CODES: dict[str, Code] = {
     "HC367": Code(
         "a voice without others to tell it from",
         "The contrastive loss compares the samples that all ranks have in one micro-batch: `micro_batch.samples`\n"
-        "times the data-parallel ranks. One sample has nothing to be compared with.",
+        "times the data-parallel ranks. One sample has nothing to be compared with. With batches in tokens, ranks \n"
+        "have different numbers of samples, which this loss does not compare.",
     ),
     "HC411": Code(
         "a file of the spec is not here",

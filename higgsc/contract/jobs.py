@@ -109,8 +109,13 @@ class MeshJob(_Frozen):
 
 
 class BatchJob(_Frozen):
-    global_samples: int
-    micro_samples: int
+    """What an optimizer step and a micro-batch hold: samples, or tokens; the other two are None."""
+
+    global_samples: int | None = None
+    micro_samples: int | None = None
+    global_tokens: int | None = None
+    micro_tokens: int | None = None
+    """Positions of the row that a micro-batch is; as many samples as fit."""
     accumulation: int
 
 

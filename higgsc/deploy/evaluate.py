@@ -161,7 +161,7 @@ def _summary(job: EvaluateJob, before: ValidationLosses, after: ValidationLosses
 
 
 def _losses(model: Any, store: Store, mesh: Mesh) -> ValidationLosses:
-    return validation_losses(LossModule(model), store, store.validation, mesh=mesh, micro_samples=1)
+    return validation_losses(LossModule(model), store, np.split(store.validation, len(store.validation)), mesh=mesh)
 
 
 def _speak(speaker: Speaker, store: Store, index: int, job: EvaluateJob, folder: Path) -> SpokenSample:

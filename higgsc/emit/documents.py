@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from higgsc.compiler.batch import batch_of, ranks_of
 from higgsc.compiler.composition.provenance import origin_of, values_of
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.reading.source import NodePath
@@ -57,7 +58,7 @@ def resolved(build: Build) -> dict[str, str]:
 def report(build: Build) -> dict[str, str]:
     """`report.md`: what will happen, in words and numbers."""
     plan, ir = build.plan, build.ir
-    spec = ir.spec
+    spec, batch = ir.spec, batch_of(ir)
     trainable, total = ir.integer("training.trainable_parameters"), ir.shape.parameter_count()
     length = f"{spec.training.epochs:g} epochs" if spec.training.epochs is not None else f"{spec.training.steps} steps"
     lines = [
@@ -72,10 +73,9 @@ def report(build: Build) -> dict[str, str]:
         f"| mesh | {mesh_line(ir)} |",
         *_what(ir),
         f"| trainable | {trainable:,} of {total:,} parameters ({trainable / total:.2%}) |",
-        f"| global batch | {spec.training.global_batch.samples} samples = "
-        f"{ir.integer('parallelism.replicate') * spec.parallelism.shard} "
+        f"| global batch | {batch.whole} {batch.unit} = {ranks_of(ir)} "
         f"{'ranks' if spec.parallelism.tensor == 1 else 'tensor groups'} × "
-        f"{spec.training.micro_batch.samples} × {ir.integer('training.accumulation')} accumulated |",
+        f"{batch.micro} × {ir.integer('training.accumulation')} accumulated |",
         f"| length | {length} |",
         f"| run folder | `{plan.run}` |",
         "",

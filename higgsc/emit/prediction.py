@@ -31,10 +31,11 @@ def memory_line(found: Estimate) -> str:
     need = found.memory.total / 1e9
     if found.gpu is None:
         return f"{need:.1f} GB per process   no verdict: {found.unknown}"
+    samples = "" if found.by_tokens else f" ({found.largest} samples)"
     verdict = "fits" if found.fits else "does not fit"
     return (
         f"{need:.1f} of {found.gpu.memory_bytes / 1e9:.0f} GB per GPU   {verdict}; "
-        f"up to {found.largest_tokens:,} tokens per micro-batch ({found.largest} samples) would"
+        f"up to {found.largest_tokens:,} tokens per micro-batch{samples} would"
     )
 
 
@@ -48,7 +49,6 @@ def section(ir: Ir) -> list[str]:
     """Memory by part, and the speed where it can be guessed, as a section of `report.md`."""
     found = estimate_of(ir)
     where = "process" if found.gpu is None else "GPU"
-    tokens = found.samples * found.longest.tokens
     reserve = "" if found.gpu is None else f"; {RESERVE:.0%} of the GPU stays free"
     lines = [
         "## Memory and speed",
@@ -56,8 +56,7 @@ def section(ir: Ir) -> list[str]:
         f"| memory per {where} | GB | what for |",
         "|---|--:|---|",
         *(f"| {part} | {count / 1e9:.2f} | {PARTS[part]} |" for part, count in found.memory.parts.items()),
-        f"| **total** | **{found.memory.total / 1e9:.2f}** | for {found.samples} of the longest samples allowed, "
-        f"{tokens:,} tokens{reserve} |",
+        f"| **total** | **{found.memory.total / 1e9:.2f}** | for {found.row}{reserve} |",
         "",
         f"Computed from the shapes, not measured: {memory_line(found).replace('   ', ', ')}.",
         "`higgsc plan --verify` compares it with a trace of the trainer.",

@@ -55,15 +55,23 @@ class Lora(SpecModel):
 class GlobalBatch(SpecModel):
     """What one optimizer step sees."""
 
-    samples: int = Field(ge=1)
-    """Samples in one optimizer step, over all GPUs."""
+    samples: int | None = Field(default=None, ge=1)
+    """Samples in one optimizer step, over all GPUs; give either `samples` or `tokens`."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Tokens (text and audio rows) in one optimizer step, over all GPUs; give either `samples` or `tokens`.
+
+    Fastest: every row is as long as the GPU has room for, and full. Samples with the same reference and system prompt
+    share them in a row. A step then has now more samples, now fewer."""
 
 
 class MicroBatch(SpecModel):
-    """What one GPU processes at a time."""
+    """What one GPU processes at a time, in one row without padding; counted as the global batch is."""
 
-    samples: int = Field(default=4, ge=1)
-    """Samples that one GPU processes at a time, packed into one row without padding."""
+    samples: int | None = Field(default=None, ge=1)
+    """Samples in a row; 4 if not given."""
+    tokens: int | None = Field(default=None, ge=64)
+    """Tokens in a row, into which as many samples are put as fit; if not given, 16,384, or the next number below that
+    divides. No sample may be longer. Rows of other lengths hold other samples, so a training goes on with the same."""
 
 
 class Curriculum(SpecModel):

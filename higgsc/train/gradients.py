@@ -1,32 +1,17 @@
-"""The arithmetic of one optimizer step: from samples to clipped gradients."""
+"""The arithmetic of one optimizer step: from rows to clipped gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from higgsc.contract.jobs import ContrastiveJob, LossJob, TrainJob
-from higgsc.data.store import Store
-from higgsc.train.objective.contrastive import Voices, count_anchors, info_nce, pooled, voices
+from higgsc.train.objective.contrastive import Voices, info_nce, pooled
 from higgsc.train.objective.loss import LossModule, LossSums, objective
 from higgsc.train.parallel.mesh import Mesh
-from higgsc.train.rows.assemble import assemble
-from higgsc.train.rows.batches import Indices
-from higgsc.train.rows.sequence import AudioTokens, label_counts
-
-
-class Counts(NamedTuple):
-    """What the losses of a global batch are divided by."""
-
-    audio: int
-    """Labelled codes."""
-    text: int
-    """Labelled text tokens."""
-    anchors: int
-    """Samples with a contrastive loss."""
+from higgsc.train.rows.inputs import Counts, Row
 
 
 class Gradients:
@@ -35,9 +20,7 @@ class Gradients:
     Args:
         job: The job.
         mesh: The processes.
-        store: The samples.
         module: The model with its loss, distributed over the processes.
-        tokens: Ids of its checkpoint.
         parameters: The trained ones, by their names in the model.
         autocast: Number format of the arithmetic, where it is not the parameters' own.
     """
@@ -46,29 +29,22 @@ class Gradients:
         self,
         job: TrainJob,
         mesh: Mesh,
-        store: Store,
         *,
         module: LossModule,
-        tokens: AudioTokens,
         parameters: Mapping[str, nn.Parameter],
         autocast: torch.dtype | None,
     ) -> None:
-        self._job, self._mesh, self._store = job, mesh, store
-        self._module, self._tokens, self._parameters, self._autocast = module, tokens, parameters, autocast
+        self._job, self._mesh = job, mesh
+        self._module, self._parameters, self._autocast = module, parameters, autocast
 
-    def counts(self, batch: Indices) -> Counts:
-        """The counts of a global batch `[global_samples]`, worked out without talking to the other processes."""
-        audio, text = (int(n.sum()) for n in label_counts(self._store.target_frames[batch]))
-        anchors = 0
-        if self._job.loss.contrastive is not None:
-            anchors = count_anchors(self._store.speaker_numbers[batch.reshape(self._job.batch.accumulation, -1)])
-        return Counts(audio, text, anchors)
-
-    def compute(self, rows: Indices, weights: LossJob, counts: Counts) -> tuple[list[Tensor], list[LossSums], Tensor]:
+    def compute(
+        self, rows: Iterable[Row], count: int, weights: LossJob, counts: Counts
+    ) -> tuple[list[Tensor], list[LossSums], Tensor]:
         """Leave the step's gradients, clipped, in the parameters.
 
         Args:
-            rows: This process's micro-batches of the step, `[rows, samples]`.
+            rows: This process's micro-batches of the step.
+            count: How many they are.
             weights: Of the losses in this step.
             counts: Of the step's global batch.
 
@@ -76,15 +52,11 @@ class Gradients:
             The rows' shares of the objective, their losses, and the gradient's norm over all processes before clipping.
         """
         mesh, losses, sums = self._mesh, [], []
-        for last, row in enumerate(rows, start=1 - len(rows)):
-            batch = assemble(self._store, row, self._tokens)
-            compared = None
-            if self._job.loss.contrastive is not None:
-                stored = [self._store.sample(int(index)) for index in row]
-                compared = voices(stored, self._store.speaker_numbers[row]).to(mesh.device)
-            mesh.accumulate(self._module, last=last == 0)
+        for number, row in enumerate(rows, start=1):
+            compared = None if row.voices is None else row.voices.to(mesh.device)
+            mesh.accumulate(self._module, last=number == count)
             with torch.autocast(mesh.device.type, self._autocast, enabled=self._autocast is not None):
-                sums.append(self._module(batch.to(mesh.device), compared))
+                sums.append(self._module(row.batch.to(mesh.device), compared))
             loss = objective(
                 sums[-1], weights, audio_labels=counts.audio, text_labels=counts.text, anchors=counts.anchors
             )

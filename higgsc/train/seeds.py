@@ -2,11 +2,12 @@
 
 | purpose    | further numbers         | used by                                                               |
 |------------|-------------------------|-----------------------------------------------------------------------|
-| `ORDER`    | epoch                   | the permutation of the training samples (`rows/batches.py`)           |
+| `ORDER`    | epoch                   | the permutation of the training samples (`rows/order.py`)             |
 | `ADAPTER`  |                         | the adapter's first values, equal on all processes (`model/build.py`) |
 | `DROPOUT`  | share of the data, step | what a step draws; processes that share the data draw other numbers,  |
 |            |                         | those of one tensor group the same (`checkpoints/progress.py`)        |
 | `SAMPLING` | sample                  | speech, during the training and in the evaluation                     |
+| `SHARING`  | epoch                   | which samples with one reference share it (`rows/shared.py`)          |
 
 Nothing else draws. No state is carried from one step to the next, so that a step draws the same whether it comes after
 another, after a restart, or again; and a run that is submitted again is the same run. Which samples are held out, and
@@ -27,6 +28,7 @@ class Purpose(IntEnum):
     ADAPTER = 2
     DROPOUT = 3
     SAMPLING = 4
+    SHARING = 5
 
 
 def sequence(seed: int, purpose: Purpose, *numbers: int) -> np.random.SeedSequence:

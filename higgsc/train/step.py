@@ -33,7 +33,7 @@ from higgsc.train.parallel.contact import lost_contact
 from higgsc.train.parallel.mesh import Mesh, open_mesh
 from higgsc.train.report.screen import training_log
 from higgsc.train.report.tracking.open import check_trackers
-from higgsc.train.rows.batches import total_steps
+from higgsc.train.rows.plan import Plan, plan_of
 from higgsc.train.training import Training
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,8 @@ def _run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
         faulthandler.enable()  # so that SIGBUS, of a file that shrank under a memory map, leaves a stack
     if job.device == "cuda" and context.world_size > 1:
         record_collectives(logs)
-    total = total_steps(job.optimizer, samples=len(store.train), global_samples=job.batch.global_samples)
+    plan = plan_of(job, store)
+    total = plan.total_steps(job.optimizer)
     try:
         with (
             explained(job),
@@ -74,7 +75,7 @@ def _run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
                 everything=job.lora is None,
             ) as mesh,
         ):
-            interrupted = _train(job, context, mesh, store, total)
+            interrupted = _train(job, context, mesh, store, plan, total)
     except OSError as error:
         if (refused := refused_by_disk(error, context.path(job.run))) is not None:
             raise refused from error
@@ -91,7 +92,7 @@ def _run(job: TrainJob, context: StepContext) -> StepResult | Interrupted:
     return interrupted or _result(job, context, total)
 
 
-def _train(job: TrainJob, context: StepContext, mesh: Mesh, store: Store, total: int) -> Interrupted | None:
+def _train(job: TrainJob, context: StepContext, mesh: Mesh, store: Store, plan: Plan, total: int) -> Interrupted | None:
     """Train to the end, or until asked to stop."""
     folder, run = context.path(job.checkpoints), context.path(job.run)
     store_sha256 = sha256_file(store.path / STORE_FILE)
@@ -113,7 +114,9 @@ def _train(job: TrainJob, context: StepContext, mesh: Mesh, store: Store, total:
                 logger.info("finished before: %s is there", checkpoint.name)
                 return None
             logger.info("going on from %s", checkpoint.name)
-        training = Training(job, context, mesh, store, total=total, store_sha256=store_sha256, checkpoint=checkpoint)
+        training = Training(
+            job, context, mesh, store, plan, total=total, store_sha256=store_sha256, checkpoint=checkpoint
+        )
         return training.run()
 
 

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 from torch import nn
@@ -23,10 +22,10 @@ from higgsc.train.checkpoints.resume import versions
 from higgsc.train.checkpoints.saving import AdapterSaver, Saver
 from higgsc.train.checkpoints.whole import WholeSaver
 from higgsc.train.faults.guard import FiniteGuard, NotFiniteError, record_skipped
-from higgsc.train.faults.rehearsal import REHEARSES, longest_row, rehearse
+from higgsc.train.faults.rehearsal import REHEARSES, rehearse
 from higgsc.train.faults.rollback import Rollbacks
 from higgsc.train.faults.watchdog import Watchdog
-from higgsc.train.gradients import Comparison, Counts, Gradients
+from higgsc.train.gradients import Comparison, Gradients
 from higgsc.train.model.build import adapter_parameters, add_lora, load_base, train_whole
 from higgsc.train.model.layers import expect_compiler, run_layers
 from higgsc.train.model.start import start_from
@@ -38,8 +37,10 @@ from higgsc.train.parallel.mesh import Mesh
 from higgsc.train.report.metrics import LossMeter
 from higgsc.train.report.reporter import Reporter
 from higgsc.train.report.speed import Speed
-from higgsc.train.rows.batches import BatchPlan
+from higgsc.train.rows.ahead import Ahead
 from higgsc.train.rows.curriculum import weights_at
+from higgsc.train.rows.inputs import Counts, Inputs
+from higgsc.train.rows.plan import Plan
 from higgsc.train.rows.sequence import AudioTokens
 from higgsc.train.speech.samples import Samples
 
@@ -66,6 +67,7 @@ class Training:
         context: StepContext,
         mesh: Mesh,
         store: Store,
+        plan: Plan,
         *,
         total: int,
         store_sha256: str,
@@ -80,9 +82,7 @@ class Training:
         self._total, self._store_sha256 = total, store_sha256
         self._folder = context.path(job.run)
         _check_base(job, store)
-        longer = np.maximum(store.reference_frames, store.target_frames)[store.train]
-        lengths = None if job.curriculum is None else (job.curriculum, longer)
-        self._plan = BatchPlan.of(job.batch, store.train, seed=job.seed, world_size=mesh.data_size, lengths=lengths)
+        self._plan = plan
         if job.compile:
             expect_compiler(mesh.device)
         compute = torch.bfloat16 if job.precision == "bf16" else torch.float32
@@ -108,11 +108,12 @@ class Training:
         self._gradients = Gradients(
             job,
             mesh,
-            store,
             module=self._module,
-            tokens=AudioTokens.of(base.config),
             parameters=self._adapter,
             autocast=self._autocast,
+        )
+        self._inputs = Inputs(
+            job, store, plan, tokens=AudioTokens.of(base.config), rank=mesh.data_rank, device=mesh.device
         )
 
         self._samples = Samples(job, context, mesh, self._module, store, autocast=self._autocast)
@@ -158,6 +159,8 @@ class Training:
     def run(self) -> Interrupted | None:
         """Train to the end, or until asked to stop, which may also be after the last step, before it is validated."""
         self._saver.check_room()
+        if (rows := self._plan.describe()) is not None:
+            logger.info("%s", rows)
         if self._mesh.device.type in REHEARSES and self._done < self._total:
             self._rehearse()
         with self._dog:
@@ -177,11 +180,13 @@ class Training:
 
     def _run(self) -> Interrupted | None:
         mesh, start = self._mesh, self._done
+        self._ahead = Ahead(self._inputs, self._total + self._rollbacks.left_out)
         with (
             Reporter(
                 self._job, self._folder, total=self._total, start=start, reported=self._reported, enabled=mesh.is_first
             ) as reporter,
             self._saver,  # ends before the figures do, which a checkpoint counts on
+            self._ahead,
         ):
             try:
                 if start == 0 and self._samples.due_at_start():
@@ -259,7 +264,7 @@ class Training:
             "learning_rate": learning_rate(done - 1, job.optimizer, total=self._total),
             "grad_norm": float(self._norm),
             "skipped_steps": len(self._guard.skipped),
-            "epoch": self._batch_of(done) * job.batch.global_samples / len(self._store.train),
+            "epoch": self._plan.epochs(self._batch_of(done)),
             **self._speed.figures(),
         }
         saving = self._is_checkpoint(done)
@@ -285,9 +290,9 @@ class Training:
         """Do optimizer step `step` (0-based)."""
         job, mesh, number = self._job, self._mesh, self._batch_of(step)
         seed_dropout(job.seed, mesh.data_rank, number)
-        samples, rows = self._plan.global_batch(number), self._plan.micro_batches(number, mesh.data_rank)
-        weights, counts = weights_at(job.loss, step), self._gradients.counts(samples)
-        losses, sums, norm = self._gradients.compute(rows, weights, counts)
+        taken, weights = self._ahead.step(number), weights_at(job.loss, step)
+        counts = taken.counts
+        losses, sums, norm = self._gradients.compute(self._ahead.rows(), len(taken.rows), weights, counts)
 
         bad = self._guard.watch(step + 1, norm, losses)
         self._norm = torch.where(bad > 0, self._norm, norm)
@@ -296,7 +301,7 @@ class Training:
                 counted = LossSums(*(torch.where(bad > 0, 0.0, part.detach()) for part in row))
                 meter.add_sums(counted, weights)
             meter.add_labels(*counts)
-        self._speed.add(samples)
+        self._speed.add(taken.samples, taken.spared)
         set_learning_rate(self._optimizer, learning_rate(step, job.optimizer, total=self._total))
         self._optimizer.found_inf = bad  # type: ignore[attr-defined]  # then it changes nothing
         self._optimizer.step()
@@ -304,14 +309,18 @@ class Training:
 
     def _rehearse(self) -> None:
         """Meet the longest row of the run now."""
-        row = longest_row(self._plan, self._store.lengths, self._total + self._rollbacks.left_out)
+        samples = self._plan.longest_row(self._total + self._rollbacks.left_out)
+        row = self._inputs.row(samples)
+        # Of many micro-batches, two show what all do: the second runs beside the gradients of the first.
+        rows = [row] * min(2, self._job.batch.accumulation)
         rehearse(
-            row,
+            samples,
+            positions=row.batch.tokens,
             job=self._job,
             store=self._store,
             parameters=list(self._adapter.values()),
             optimizer=self._optimizer,
-            gradients=lambda rows: self._gradients.compute(rows, self._job.loss, Counts(1, 1, 1)),
+            gradients=lambda: self._gradients.compute(rows, len(rows), self._job.loss, Counts(1, 1, 1)),
         )
 
     def _count_skipped(self, *, wait: bool) -> None:
@@ -320,10 +329,11 @@ class Training:
         for step in new:
             number = self._batch_of(step - 1)
             batch = self._plan.global_batch(number)
-            counts = self._gradients.counts(batch)
+            counts = self._inputs.counts(batch)
             for meter in (self._since_log, self._since_checkpoint):
                 meter.add_labels(*(-count for count in counts))
-            samples = self._guard.samples(step, self._plan.micro_batches(number, self._mesh.data_rank))
+            rows = [self._plan.micro_batches(number, rank) for rank in range(self._mesh.data_size)]
+            samples = self._guard.samples(step, rows)
             if self._mesh.is_first:
                 self._rollbacks.suspect(record_skipped(self._folder, step, samples, batch, self._store))
         self._guard.judge(new)
@@ -342,9 +352,8 @@ class Training:
         losses = validation_losses(
             self._module,
             self._store,
-            self._store.validation,
+            self._plan.others(self._store.validation),
             mesh=self._mesh,
-            micro_samples=self._job.batch.micro_samples,
             autocast=self._autocast,
             before_row=before_row,
         )

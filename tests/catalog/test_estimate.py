@@ -6,7 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from higgsc.catalog.estimate import UTILISATION, duration, estimate, fits, largest_batch, rounded, speed, usable
+from higgsc.catalog.estimate import (
+    UTILISATION,
+    duration,
+    estimate,
+    fits,
+    largest_batch,
+    longest_row,
+    rounded,
+    speed,
+    usable,
+)
 from higgsc.catalog.gpus import GPUS
 from higgsc.catalog.memory import memory
 from higgsc.catalog.setup import Sample
@@ -62,6 +72,24 @@ def test_the_gpus_of_a_tensor_group_share_the_work_of_a_row() -> None:
     assert pair.total_gpu_hours == pytest.approx(2 * pair.step_seconds / 3600)
     assert "tensor groups" in pair.assumption
     assert "tensor groups" not in alone.assumption
+
+
+@pytest.mark.parametrize("gpu", [GPUS["H100"], GPUS["RTX4090"]], ids=lambda gpu: gpu.name)
+def test_the_longest_row_fits_and_a_longer_one_does_not(gpu) -> None:  # type: ignore[no-untyped-def]
+    for tokens in (64, 1000, 16_384):
+        assert Sample.of_tokens(tokens).tokens == tokens
+    longest = longest_row(ADAPTED, gpu)
+    assert longest == 0 or fits(ADAPTED, Sample.of_tokens(longest), 1, gpu)
+    assert not fits(ADAPTED, Sample.of_tokens(longest + 1), 1, gpu)
+    limits = {"max_seconds": 30.0, "typical_seconds": 10.0}
+    found = estimate(ADAPTED, samples=0, tokens=8192, gpu=gpu, steps=100, **limits)
+    assert (found.row, found.largest_tokens, found.fits) == ("a row of 8,192 tokens", longest, longest >= 8192)
+    assert found.memory == memory(ADAPTED, Sample.of_tokens(8192), 1)
+    assert found.speed is not None
+    assert found.speed.step_seconds == pytest.approx(8192 / found.speed.tokens_per_second)
+    # As much as a row of the longest samples takes.
+    by_samples, by_tokens = memory(ADAPTED, LONG, 4), memory(ADAPTED, Sample.of_tokens(4 * LONG.tokens), 1)
+    assert by_tokens.total == pytest.approx(by_samples.total, rel=0.01)
 
 
 def test_nothing_is_said_about_what_is_unknown() -> None:

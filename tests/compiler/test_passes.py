@@ -99,6 +99,22 @@ def test_suffixes_end_at_a_dot() -> None:
     assert all(len(matching(target, modules)) == 28 for targets in PRESETS.values() for target in targets)
 
 
+@pytest.mark.parametrize(
+    "hardware, batch, micro, accumulation",
+    [
+        ("8xH200", "global_batch: {samples: null, tokens: 131072}", 16384, 1),
+        ("1xH200", "global_batch: {samples: null, tokens: 131072}", 16384, 8),
+        ("1xH200", "global_batch: {samples: null, tokens: 100000}", 12500, 8),  # 7 rows would not divide
+        ("4xH200", "global_batch: {samples: null, tokens: 65536}, micro_batch: {tokens: 8192}", 8192, 2),
+    ],
+)
+def test_batches_by_tokens(tmp_path: Path, hardware: str, batch: str, micro: int, accumulation: int) -> None:
+    job = train_job(compile_text(tmp_path, f"hardware: {hardware}\ntraining: {{{batch}}}\n"))
+    assert (job.batch.micro_tokens, job.batch.accumulation) == (micro, accumulation)
+    assert job.mesh.data_parallel * micro * accumulation == job.batch.global_tokens
+    assert (job.batch.global_samples, job.batch.micro_samples) == (None, None)
+
+
 def test_job_files_hold_no_absolute_path() -> None:
     for spec in SPECS.glob("*.yaml"):
         plan = plan_of(compile_spec(spec))

@@ -35,7 +35,7 @@ from higgsc.train.objective.validate import validation_losses  # noqa: E402
 from higgsc.train.parallel.mesh import Mesh  # noqa: E402
 from higgsc.train.report.metrics import SavedMeter  # noqa: E402
 from higgsc.train.report.speed import Window  # noqa: E402
-from higgsc.train.rows.batches import pack  # noqa: E402
+from higgsc.train.rows.row import pack  # noqa: E402
 from higgsc.train.rows.sequence import AudioTokens, build_sequence  # noqa: E402
 
 CLIPS = Path(__file__).parents[2] / "specs/data/quickstart/audio"
@@ -248,9 +248,8 @@ def test_evaluate_step(merged: Path, context: StepContext, write_store: Callable
     model = load_base(
         TINY.model_copy(update={"base": str(merged)}), root=merged, dtype=torch.bfloat16, device=torch.device("cpu")
     )
-    expected = validation_losses(
-        LossModule(model), store, store.validation, mesh=Mesh.single(torch.device("cpu")), micro_samples=1
-    )
+    apart = np.split(store.validation, len(store.validation))
+    expected = validation_losses(LossModule(model), store, apart, mesh=Mesh.single(torch.device("cpu")))
     assert result.figures["merged/audio_loss"] == expected.audio == report["losses"]["merged"]["audio"]
     assert result.figures["base/audio_loss"] == report["losses"]["base"]["audio"] != expected.audio
     assert len(report["losses"]["base"]["audio_codebooks"]) == 8

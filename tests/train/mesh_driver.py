@@ -31,7 +31,7 @@ from higgsc.train.model.build import adapter_parameters, add_lora
 from higgsc.train.objective.contrastive import Voices, voices
 from higgsc.train.objective.loss import LossModule, objective
 from higgsc.train.parallel.mesh import Mesh, device_mesh
-from higgsc.train.rows.batches import PackedBatch, pack
+from higgsc.train.rows.row import PackedBatch, pack
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 TARGETS = (

@@ -16,7 +16,7 @@ from higgsc.contract.jobs import BatchJob, ContrastiveJob, LossJob, MeshJob
 from higgsc.data.store import StoredSample
 from higgsc.train.objective.contrastive import Voices, count_anchors, info_nce, pooled, voices
 from higgsc.train.objective.loss import LossModule, objective
-from higgsc.train.rows.batches import pack
+from higgsc.train.rows.row import pack
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 from .conftest import MakeSample, Project

@@ -64,7 +64,8 @@ def plan(steps: int, *, samples: int = 50, start: float = 1.0) -> tuple[BatchPla
     frames = np.random.default_rng(0).integers(10, 250, samples)  # 0.4 to 10 s
     batch = BatchJob(global_samples=8, micro_samples=4, accumulation=1)
     job = LengthJob(start_seconds=start, max_seconds=10.0, steps=steps)
-    return BatchPlan.of(batch, np.arange(100, 100 + samples), seed=3, world_size=2, lengths=(job, frames)), frames
+    indices, positions = np.arange(100, 100 + samples), np.ones(100 + samples, np.int64)
+    return BatchPlan.of(batch, indices, seed=3, world_size=2, positions=positions, lengths=(job, frames)), frames
 
 
 def test_long_samples_come_later() -> None:

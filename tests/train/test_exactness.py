@@ -9,11 +9,10 @@ import pytest
 
 from higgsc.contract.jobs import BatchJob, CheckpointJob
 from higgsc.data.store import Store
-from higgsc.train import gradients, training
+from higgsc.train import training
 from higgsc.train.objective.loss import LossModule
-from higgsc.train.rows.assemble import assemble
-from higgsc.train.rows.batches import PackedBatch
-from higgsc.train.rows.sequence import AudioTokens
+from higgsc.train.rows.ahead import Ahead
+from higgsc.train.rows.inputs import StepInput
 
 from .conftest import Project
 from .test_resume import finish, long_job, outcome, stop_at_vote  # noqa: F401
@@ -84,21 +83,21 @@ def test_no_sample_twice_or_missing_in_an_epoch(
     """Stopped, and killed with steps that were not saved: those that count visit every sample once an epoch."""
     job = short_job(project, 14, every=4)
     visited: list[list[str]] = []
-    step = training.Training._optimizer_step
+    step, ask = training.Training._optimizer_step, Ahead.step
+    store = Store.open(project.root / "store")
 
-    def noted(store: Store, indices: Any, tokens: AudioTokens) -> PackedBatch:
-        visited[-1] += [store.sample(int(index)).id for index in indices]
-        return assemble(store, indices, tokens)
+    def noted(self: Ahead, number: int) -> StepInput:
+        taken = ask(self, number)
+        visited[-1] += [store.record(int(index))["id"] for row in taken.rows for index in row]
+        return taken
 
     def stepping(self: Any, number: int) -> None:
         del visited[number:]  # steps that were done but not saved are done again
         visited.append([])
         step(self, number)
-        visited.append([])  # what validation reads
 
-    monkeypatch.setattr(gradients, "assemble", noted)
+    monkeypatch.setattr(Ahead, "step", noted)
     monkeypatch.setattr(training.Training, "_optimizer_step", stepping)
-    visited.append([])
     stop_at_vote(4)
     project.attempt(job)
     stop_at_vote(0)
@@ -117,7 +116,6 @@ def test_no_sample_twice_or_missing_in_an_epoch(
     project.train(job)
     stream = [name for batch in visited[:14] for name in batch]
     assert len(stream) == 14 * 4
-    store = Store.open(project.root / "store")
     everyone = Counter(store.record(int(index))["id"] for index in store.train)
     for epoch in range(8):
         assert Counter(stream[7 * epoch : 7 * (epoch + 1)]) == everyone, epoch

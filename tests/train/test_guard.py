@@ -18,7 +18,7 @@ from higgsc.train.faults import guard
 from higgsc.train.faults.guard import IN_A_ROW, FiniteGuard, NotFiniteError
 from higgsc.train.objective.loss import LossModule, LossSums
 from higgsc.train.parallel.mesh import Mesh
-from higgsc.train.rows.batches import BatchPlan
+from higgsc.train.rows.plan import plan_of
 
 from .conftest import Project
 from .test_resume import long_job, outcome, stop_at_vote  # noqa: F401
@@ -60,7 +60,7 @@ def skipped(project: Project) -> list[dict[str, Any]]:
 def ids(project: Project, job: TrainJob, batch: int) -> list[str]:
     """Of the samples of the first row of a batch."""
     store = Store.open(project.root / "store")
-    plan = BatchPlan.of(job.batch, store.train, seed=job.seed, world_size=1)
+    plan = plan_of(job, store)
     return [store.record(int(index))["id"] for index in sorted(plan.micro_batches(batch, 0)[0])]
 
 
@@ -107,7 +107,7 @@ def test_figures_are_means_of_what_counted(project: Project, poison: Poison) -> 
     project.train(job)
     first, _, third = project.metrics()
     store = Store.open(project.root / "store")
-    plan = BatchPlan.of(job.batch, store.train, seed=job.seed, world_size=1)
+    plan = plan_of(job, store)
     labels = [int((store.target_frames[plan.global_batch(step)] + 1).sum()) for step in (0, 2)]
     expected = (first["loss/audio"] * labels[0] + third["loss/audio"] * labels[1]) / sum(labels)
     assert together["loss/audio"] == pytest.approx(expected, rel=1e-6)

@@ -13,7 +13,7 @@ from higgsc.train.model import layers as layers_module
 from higgsc.train.model.build import adapter_parameters, add_lora
 from higgsc.train.model.layers import expect_compiler, run_layers
 from higgsc.train.objective.loss import LossModule
-from higgsc.train.rows.batches import pack
+from higgsc.train.rows.row import pack
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 from .conftest import MakeSample, Project

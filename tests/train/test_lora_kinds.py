@@ -93,9 +93,8 @@ def held_out_loss(project: Project, model: torch.nn.Module, autocast: torch.dtyp
     return validation_losses(
         LossModule(model).eval(),
         store,
-        store.validation,
+        [store.validation],
         mesh=Mesh.single(CPU),
-        micro_samples=4,
         autocast=autocast,
         before_row=lambda number: None,
     ).audio

@@ -15,7 +15,7 @@ from higgsc.contract.jobs import LossJob
 from higgsc.data.delay import apply_delay, delayed_labels
 from higgsc.train.objective.loss import LossModule, LossSums, objective
 from higgsc.train.rows import sequence as sequence_module
-from higgsc.train.rows.batches import PackedBatch, pack
+from higgsc.train.rows.row import PackedBatch, pack
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 from .conftest import MakeSample

@@ -12,10 +12,11 @@ from higgsc.contract.jobs import BatchJob, MeshJob
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.store import Store
 from higgsc.train import training
-from higgsc.train.faults import rehearsal
-from higgsc.train.faults.rehearsal import longest_row, out_of_memory
+from higgsc.train.faults.rehearsal import out_of_memory
 from higgsc.train.objective.loss import LossModule
+from higgsc.train.rows import batches as by_samples
 from higgsc.train.rows.batches import BatchPlan
+from higgsc.train.rows.plan import plan_of
 
 from .conftest import Project
 from .test_resume import long_job, outcome, stop_at_vote  # noqa: F401
@@ -26,15 +27,17 @@ def on_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "REHEARSES", ("cpu",))
 
 
-@pytest.mark.parametrize("at_a_time", [1, 3, 1 << 20])
+@pytest.mark.parametrize("at_a_time", [1, 36, 1 << 20])
 def test_the_longest_row_of_the_run(monkeypatch: pytest.MonkeyPatch, at_a_time: int) -> None:
     """Against a search step by step, over several epochs, processes and rows that cross from one into the next."""
-    monkeypatch.setattr(rehearsal, "_ROWS_AT_A_TIME", at_a_time)
+    monkeypatch.setattr(by_samples, "_SAMPLES_AT_A_TIME", at_a_time)
     lengths = np.random.default_rng(0).integers(1, 1000, 40)
-    plan = BatchPlan(indices=np.arange(1, 38), seed=3, global_samples=12, micro_samples=3, world_size=2)
+    plan = BatchPlan(
+        indices=np.arange(1, 38), positions=lengths, seed=3, global_samples=12, micro_samples=3, world_size=2
+    )
     for batches in (1, 7, 20):
         rows = [row for step in range(batches) for rank in range(2) for row in plan.micro_batches(step, rank)]
-        found = longest_row(plan, lengths, batches)
+        found = plan.longest_row(batches)
         assert lengths[found].sum() == max(lengths[row].sum() for row in rows)
         assert any(np.array_equal(found, row) for row in rows)
 
@@ -80,8 +83,7 @@ def test_it_runs_out_of_memory_before_the_first_step(project: Project, monkeypat
     monkeypatch.setattr(LossModule, "forward", tight)
     job = project.job(batch=BatchJob(global_samples=4, micro_samples=2, accumulation=2))
     store = Store.open(project.root / "store")
-    plan = BatchPlan.of(job.batch, store.train, seed=job.seed, world_size=1)
-    row = longest_row(plan, store.lengths, 3)
+    row = plan_of(job, store).longest_row(3)
     longest = int(store.lengths[row].sum())
     with pytest.raises(StepError) as caught:
         project.train(job)

@@ -212,7 +212,7 @@ def test_a_file_asks_for_a_checkpoint_now(project: Project, monkeypatch: pytest.
 def test_speed_counts_what_was_trained_on(project: Project) -> None:
     store = Store.open(project.root / "store")
     speed = Speed(project.job(), Mesh.single(torch.device("cpu")), store)
-    speed.add(store.train[:3])
+    speed.add(store.train[:3], np.zeros(3, np.int64))
     speed.load(speed.save().model_copy(update={"seconds": 10.0}))  # an attempt of ten seconds before this one
     figures = speed.figures()
     assert figures["samples_per_second"] == pytest.approx(0.3, rel=0.05)

@@ -50,5 +50,11 @@ def test_a_resubmission_reproduces(project: Project) -> None:
     assert any(not torch.equal(first[name], tensor) for name, tensor in project.adapter(3).items())
 
 
-EXPECTED = [4042681867674859579, 1275975541612323131, 10440292027562320097, 11724249445994358946]
+EXPECTED = [
+    4042681867674859579,
+    1275975541612323131,
+    10440292027562320097,
+    11724249445994358946,
+    5892472470897923492,
+]
 EXPECTED_ORDER = 1158480471

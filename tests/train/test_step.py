@@ -15,7 +15,8 @@ from higgsc.train.model.build import load_base
 from higgsc.train.objective.loss import LossModule
 from higgsc.train.objective.validate import validation_losses
 from higgsc.train.parallel.mesh import Mesh
-from higgsc.train.rows.batches import BatchPlan, pack
+from higgsc.train.rows.plan import plan_of
+from higgsc.train.rows.row import pack
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 from .conftest import Project
@@ -87,7 +88,7 @@ def test_the_loss_of_the_first_step_is_that_of_the_base(project: Project) -> Non
     store = Store.open(project.root / "store")
     base = load_base(project.job().model, root=project.root, dtype=torch.float32, device=CPU)
     module, tokens = LossModule(base), AudioTokens.of(base.config)
-    batch = BatchPlan.of(project.job().batch, store.train, seed=1, world_size=1).global_batch(0)
+    batch = plan_of(project.job(), store).global_batch(0)
     with torch.no_grad():
         sums = [module(pack([build_sequence(store.sample(int(i)), tokens)])) for i in batch]
     codes = sum(8 * (int(store.target_frames[i]) + 1) for i in batch)
@@ -116,8 +117,8 @@ def test_validation_is_the_mean_over_labels(project: Project) -> None:
     store = Store.open(project.root / "store")
     base = load_base(project.job().model, root=project.root, dtype=torch.float32, device=CPU)
     module = LossModule(base)
-    apart = validation_losses(module, store, store.validation, mesh=Mesh.single(CPU), micro_samples=1)
-    packed = validation_losses(module, store, store.validation, mesh=Mesh.single(CPU), micro_samples=2)
+    apart = validation_losses(module, store, np.split(store.validation, 3), mesh=Mesh.single(CPU))
+    packed = validation_losses(module, store, np.split(store.validation, [2]), mesh=Mesh.single(CPU))
     assert packed.audio == pytest.approx(apart.audio, rel=1e-6)
     assert packed.text == pytest.approx(apart.text, rel=1e-6)
     assert np.mean(packed.audio_codebooks) == pytest.approx(packed.audio)
@@ -170,7 +171,11 @@ def test_bf16_keeps_the_adapter_in_float32(project: Project) -> None:
 
 def test_too_few_processes(project: Project) -> None:
     with pytest.raises(StepError, match=r"replicate\(2\) \* shard\(1\) = 2 != 1 process") as caught:
-        project.train(project.job(mesh=MeshJob(replicate=2, shard=1)))
+        project.train(
+            project.job(
+                mesh=MeshJob(replicate=2, shard=1), batch=BatchJob(global_samples=8, micro_samples=4, accumulation=1)
+            )
+        )
     assert caught.value.code == ExitCode.USAGE
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -32,7 +33,7 @@ from higgsc.train.faults.guard import SKIPPED_FILE
 from higgsc.train.faults.watchdog import Watchdog
 from higgsc.train.model.build import adapter_parameters, add_lora
 from higgsc.train.parallel.contact import STEP_TIMEOUT, step_timeout
-from higgsc.train.rows.batches import BatchPlan
+from higgsc.train.rows.plan import plan_of
 
 from .conftest import Project
 from .test_checkpoint import LORA, REF
@@ -440,9 +441,9 @@ def test_two_ranks_decide_alike(project: Project) -> None:
     assert all(torch.equal(tensor, project.adapter(3)[name]) for name, tensor in project.adapter(4).items())
     assert any(not torch.equal(tensor, project.adapter(4)[name]) for name, tensor in project.adapter(5).items())
     store = Store.open(project.root / "store")
-    plan = BatchPlan.of(job.batch, store.train, seed=job.seed, world_size=2)
+    rows = plan_of(job, store).micro_batches(3, 1)
     (skipped,) = (json.loads(line) for line in (project.root / "run" / SKIPPED_FILE).read_text().splitlines())
-    assert skipped["samples"] == [store.record(i)["id"] for i in sorted(plan.micro_batches(3, 1).flatten().tolist())]
+    assert skipped["samples"] == [store.record(i)["id"] for i in sorted(np.concatenate(rows).tolist())]
     assert "cannot write: No space left on device" in output
     assert "the first process failed; its message says why" in output
     folder = project.root / "run" / "checkpoints"

@@ -35,7 +35,7 @@ from higgsc.data.store import StoreWriter
 from higgsc.train.model.build import add_lora
 from higgsc.train.objective.loss import LossModule
 from higgsc.train.prediction.trace import Lengths, _config, _sequence, peak
-from higgsc.train.rows.batches import pack
+from higgsc.train.rows.row import pack
 from higgsc.train.rows.sequence import AudioTokens
 
 from .conftest import Project

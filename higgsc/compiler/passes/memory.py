@@ -10,6 +10,7 @@ from higgsc.catalog.estimate import RESERVE, TYPICAL_SECONDS, Estimate, estimate
 from higgsc.catalog.gpus import Gpu, find_gpu
 from higgsc.catalog.setup import Checkpointing, Sample, Setup
 from higgsc.compiler.adapter import adapter_of
+from higgsc.compiler.batch import batch_of
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.passes.mesh import tensor_sizes, undivided
@@ -26,15 +27,16 @@ def memory(ir: Ir, sink: Sink) -> Ir:
     if found.gpu is None or found.fits:
         return ir
     need, have = found.memory.total / 1e9, found.gpu.memory_bytes / 1e9
-    seconds = ir.spec.data.limits.max_seconds
+    seconds, batch = ir.spec.data.limits.max_seconds, batch_of(ir)
     tokens = found.samples * found.longest.tokens
+    note = f"counted with clips of {seconds:g} s, the longest that `data.limits.max_seconds` lets in"
     sink.add(
         Diagnostic(
             "HC331",
-            f"a micro-batch of {found.samples} samples needs {need:.0f} of the {found.gpu.name}'s {have:.0f} GB",
-            ir.label("training.micro_batch.samples", f"up to {tokens:,} tokens at a time"),
+            f"a micro-batch of {batch.micro:,} {batch.unit} needs {need:.0f} of the {found.gpu.name}'s {have:.0f} GB",
+            ir.label(f"training.micro_batch.{batch.unit}", f"up to {tokens:,} tokens at a time"),
             secondary=(Label(ir.label("hardware").span, f"{have:.0f} GB each, of which {RESERVE:.0%} stays free"),),
-            notes=(f"counted with clips of {seconds:g} s, the longest that `data.limits.max_seconds` lets in",),
+            notes=() if found.by_tokens else (note,),
             help=_way_out(ir, found),
         )
     )
@@ -74,14 +76,15 @@ def estimate_of(ir: Ir, seconds: float | None = None) -> Estimate:
     """
     spec = ir.spec
     limits, hardware = spec.data.limits, spec.hardware
-    gpu = gpu_of(ir)
+    gpu, batch = gpu_of(ir), batch_of(ir)
     if hardware.device == "cpu":
         unknown = "the hardware is a CPU"
     else:
         unknown = f"`hardware: {str(hardware).replace('×', 'x')}` names no GPU"
     return estimate(
         setup_of(ir),
-        samples=spec.training.micro_batch.samples,
+        samples=batch.micro,
+        tokens=batch.micro if batch.unit == "tokens" else None,
         max_seconds=limits.max_seconds,
         typical_seconds=seconds or max(limits.min_seconds, min(limits.max_seconds, TYPICAL_SECONDS)),
         gpu=gpu,
@@ -106,19 +109,22 @@ def _way_out(ir: Ir, found: Estimate) -> str:
     fewest shards that help, or the smallest tensor groups; what is left."""
     assert found.gpu is not None
     assert found.largest is not None
-    setup, wanted = setup_of(ir), ir.spec.training.global_batch.samples
+    setup, batch = setup_of(ir), batch_of(ir)
     ranks = setup.replicate * setup.shard
-    fitting = max((d for d in range(1, found.largest + 1) if wanted % (ranks * d) == 0), default=None)
+    share = batch.whole // ranks
+    fitting = next((share // n for n in range(1, share + 1) if share % n == 0 and share // n <= found.largest), None)
+    if found.by_tokens and (fitting or 0) < Sample.of_seconds(*2 * (ir.spec.data.limits.max_seconds,)).tokens:
+        fitting = None  # a row has to hold the longest samples
     shards = (d for d in range(setup.shard + 1, ranks + 1) if ranks % d == 0)
     shard = next((d for d in shards if fits(with_shards(setup, d), found.longest, found.samples, found.gpu)), None)
     keeping = next((mode for mode in _less(setup) if _fits_keeping(setup, mode, found)), None)
-    ways = [f"`micro_batch: {{samples: {fitting}}}` fits"] if fitting else []
+    ways = [f"`micro_batch: {{{batch.unit}: {fitting}}}` fits"] if fitting else []
     ways += [f"`training: {{activation_checkpointing: {keeping}}}` fits"] if keeping else []
     ways += [f"{_parallelism(with_shards(setup, shard))} fits"] if shard else []
     if ways:
         return ", and so does ".join(way if not i else way.removesuffix(" fits") for i, way in enumerate(ways))
     divided = _smallest_group(ir, setup, found)
-    seconds = _longest_clip(ir, setup, found.samples, found.gpu)
+    seconds = None if found.by_tokens else _longest_clip(ir, setup, found.samples, found.gpu)
     if divided is not None:
         shorter = f", and so do clips of up to `max_seconds: {seconds}`" if seconds else ""
         return f"{divided} fits{shorter}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from higgsc.compiler.batch import batch_of, ranks_of
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.ir import Ir
 
@@ -64,11 +65,15 @@ def _schedule(ir: Ir, sink: Sink) -> None:
 
 def _voices(ir: Ir, sink: Sink) -> None:
     """A voice can only be told from others that are looked at together with it."""
-    samples = ir.spec.training.micro_batch.samples
-    ranks = (
-        ir.integer("parallelism.replicate") * ir.spec.parallelism.shard if "training.accumulation" in ir.derived else 0
-    )
-    if samples * ranks == 1:
+    if "training.accumulation" not in ir.derived:
+        return  # the mesh or the batch is wrong, and has been reported
+    batch = batch_of(ir)
+    if batch.unit == "tokens":
+        message = "the contrastive loss compares as many samples on every rank, and rows of tokens do not hold as many"
+        label = Label(ir.label("training.global_batch.tokens").span, "counted in tokens")
+        help_ = "write `global_batch: {samples: 128}`"
+        sink.add(Diagnostic("HC367", message, ir.label("loss.contrastive"), (label,), help=help_))
+    elif batch.micro * ranks_of(ir) == 1:
         message = "the contrastive loss has one sample at a time, and no other voice to tell it from"
         micro = Label(ir.label("training.micro_batch.samples").span, "one sample on one rank")
         help_ = "`micro_batch: {samples: 4}` compares four"

@@ -8,6 +8,7 @@ from typing import Any
 
 from higgsc import __version__
 from higgsc.compiler.adapter import adapter_of, as_peft
+from higgsc.compiler.batch import batch_of
 from higgsc.compiler.diagnostics import Sink
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.plan import Resources, Step
@@ -67,7 +68,7 @@ def _speech(ir: Ir) -> dict[str, Any]:
 
 def _train(ir: Ir) -> Step:
     spec = ir.spec
-    training = spec.training
+    training, batch = spec.training, batch_of(ir)
     job = jobs.TrainJob(
         **_common(ir),
         store=ir.text("data.store"),
@@ -79,8 +80,7 @@ def _train(ir: Ir) -> Step:
             sequence=spec.parallelism.sequence,
         ),
         batch=jobs.BatchJob(
-            global_samples=training.global_batch.samples,
-            micro_samples=training.micro_batch.samples,
+            **{f"global_{batch.unit}": batch.whole, f"micro_{batch.unit}": batch.micro},
             accumulation=ir.integer("training.accumulation"),
         ),
         lora=_lora(ir),

@@ -14,7 +14,7 @@ from higgsc.catalog.codec import CODEBOOK_ENTRIES, CODEBOOKS, FRAMES_PER_SECOND
 from higgsc.data.store import StoredSample
 from higgsc.deploy.merge.streamed import StreamedModel
 from higgsc.deploy.weights import Weights
-from higgsc.train.rows.batches import PackedBatch, pack
+from higgsc.train.rows.row import PackedBatch, pack
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 Logits = tuple[torch.Tensor, torch.Tensor]

@@ -29,6 +29,8 @@ BREAKS_RESUME: Final[Mapping[str, str]] = {
     "lora.start": "the training began somewhere else",
     "seed": "the order of the samples changes",
     "batch.global_samples": "other samples in each step",
+    "batch.global_tokens": "other samples in each step",
+    "batch.micro_tokens": "other samples in each row",
     "curriculum": "other samples in each step",
     "precision": "other numbers from the next step on",
     "optimizer.weight_decay": "the optimizer's moments were made with another",

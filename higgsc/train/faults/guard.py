@@ -12,16 +12,16 @@ samples.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from higgsc.data.store import Store
 from higgsc.train.parallel.mesh import Mesh
-from higgsc.train.rows.batches import Indices
+from higgsc.train.rows.order import Indices
 
 IN_A_ROW = 5
 """Skipped steps, one after the other."""
@@ -138,20 +138,24 @@ class FiniteGuard:
         if 2 * len(self.skipped) > total:
             raise NotFiniteError("the loss or a gradient", total)
 
-    def samples(self, step: int, rows: Indices) -> list[int]:
+    def samples(self, step: int, rows: Sequence[Sequence[Indices]]) -> list[int]:
         """The samples of a skipped step whose loss was not finite, on any process; every process has to ask.
 
         Args:
             step: The optimizer step (1-based); one of those that were just reported.
-            rows: This process's samples of it, `[rows, samples]`.
+            rows: The rows of it of every share of the data, each with its samples.
 
         Returns:
             Numbers in the store, ascending; empty if the losses were finite and only the gradient was not.
         """
-        bad = self._bad_rows[step % _RING].cpu().numpy()
-        numbers = torch.from_numpy(np.where(bad[:, None], rows, -1).astype(np.float64).flatten())
-        found = {int(number) for part in self._mesh.gather(numbers.to(self._mesh.device)) for number in part}
-        return sorted(found - {-1})
+        flags = self._mesh.gather(self._bad_rows[step % _RING].double())
+        found = {
+            int(number)
+            for bad, shares in zip(flags, rows, strict=True)
+            for flag, row in zip(bad, shares, strict=True)
+            for number in (row if flag else ())
+        }
+        return sorted(found)
 
 
 def record_skipped(run: Path, step: int, samples: list[int], batch: Indices, store: Store) -> list[str]:

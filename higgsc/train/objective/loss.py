@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from higgsc.contract.jobs import LossJob
 from higgsc.data.delay import IGNORE
 from higgsc.train.objective.contrastive import Voices
-from higgsc.train.rows.batches import PackedBatch
+from higgsc.train.rows.row import PackedBatch, visible
 
 
 class LossSums(NamedTuple):
@@ -61,13 +61,14 @@ class LossModule(nn.Module):
     def forward(self, batch: PackedBatch, voices: Voices | None = None) -> LossSums:
         """Sums of the cross-entropy over a packed row's labels; zeros (with gradient) where it has none."""
         causal = self.causal
-        # No attention mask and no cache: either one would switch the block-diagonal mask of the packed row off.
+        # No attention mask and no cache: either one would switch the block-diagonal mask of the packed row off. Where
+        # segments have prefixes, position ids do not tell what each one sees, so the whole mask is given.
         hidden = causal.model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             audio_input_ids=batch.audio_input_ids,
             audio_input_ids_mask=batch.audio_input_ids_mask,
-            attention_mask=None,
+            attention_mask=visible(batch) if batch.shares else None,
             use_cache=False,
         ).last_hidden_state[0]
 

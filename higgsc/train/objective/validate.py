@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,10 +48,9 @@ class ValidationLosses:
 def validation_losses(
     module: LossModule,
     store: Store,
-    indices: NDArray[np.int64],
+    rows: Sequence[NDArray[np.int64]],
     *,
     mesh: Mesh,
-    micro_samples: int,
     autocast: torch.dtype | None = None,
     before_row: Callable[[int], None] = lambda number: None,
 ) -> ValidationLosses:
@@ -60,9 +59,8 @@ def validation_losses(
     Args:
         module: The model with its loss; its mode (training, evaluation) is put back afterwards.
         store: Where the samples lie.
-        indices: Samples, at least one.
+        rows: Samples, at least one, in the rows that they are put into.
         mesh: The processes that share the work.
-        micro_samples: Samples packed into one row.
         autocast: Compute dtype of the forward pass, or None to use the parameters' own.
         before_row: Called with the number of a row before each, on all processes alike; may raise to end it here.
     """
@@ -70,7 +68,6 @@ def validation_losses(
     sums = torch.zeros(CODEBOOKS + 1, dtype=torch.float64, device=mesh.device)
     was_training = module.training
     module.eval()
-    rows = [indices[start : start + micro_samples] for start in range(0, len(indices), micro_samples)]
     try:
         for number, first in enumerate(range(0, len(rows), mesh.data_size)):
             before_row(number)
@@ -86,7 +83,7 @@ def validation_losses(
 
     *audio, text = mesh.sum(sums).tolist()
     audio_labels, text_labels = (
-        int(np.sum(counts)) for counts in label_counts(np.asarray(store.target_frames)[indices])
+        int(np.sum(counts)) for counts in label_counts(store.target_frames[np.concatenate(rows)])
     )
     codebooks = tuple(value / (audio_labels // CODEBOOKS) for value in audio)
     return ValidationLosses(audio=sum(codebooks) / CODEBOOKS, text=text / text_labels, audio_codebooks=codebooks)

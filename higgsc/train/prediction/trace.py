@@ -50,7 +50,7 @@ from higgsc.train.objective.loss import LossModule, objective
 from higgsc.train.optimizer import adamw
 from higgsc.train.parallel.mesh import Mesh, device_mesh
 from higgsc.train.prediction.tracker import PARTS, Tracker
-from higgsc.train.rows.batches import PackedBatch, pack
+from higgsc.train.rows.row import PackedBatch, pack
 from higgsc.train.rows.sequence import TEXT_LABELS, AudioTokens, Sequence, build_sequence
 
 DEPTHS = (2, 3)
@@ -85,7 +85,7 @@ def trace(job: TrainJob, lengths: Lengths, layers: int) -> dict[str, dict[str, i
             module = LossModule(add_lora(base.to(dtype), _cut(job.lora, shape), job.seed)).train()
     # As eagerly as the layers are counted: compiled ones keep less. Fakes have no random state to put back.
     tokens = AudioTokens.of(config)
-    real = pack([_sequence(lengths, shape, tokens)] * job.batch.micro_samples)
+    real = pack([_sequence(lengths, shape, tokens)] * (job.batch.micro_samples or 1))
     mesh = _mesh(job)  # reads ranks, so not from fake tensors
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
@@ -232,8 +232,9 @@ def _fill(module: nn.Module) -> None:
 
 
 def _faked(batch: PackedBatch, mode: FakeTensorMode) -> PackedBatch:
-    tensors = {field.name: mode.from_tensor(getattr(batch, field.name)) for field in fields(batch)}
-    return replace(batch, **tensors)
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    fakes: dict[str, Any] = {n: mode.from_tensor(value) for n, value in values.items() if isinstance(value, Tensor)}
+    return replace(batch, **fakes)
 
 
 def _mesh(job: TrainJob) -> Mesh:

@@ -13,12 +13,10 @@ from pydantic import BaseModel, ConfigDict
 from higgsc.catalog.arithmetic import flops_per_token
 from higgsc.catalog.codec import EXTRA_ROWS_PER_CLIP, FRAMES_PER_SECOND
 from higgsc.catalog.gpus import gpu_by_driver_name
-from higgsc.catalog.higgs_audio_v2 import shape_of
-from higgsc.catalog.setup import Setup
 from higgsc.contract.jobs import TrainJob
 from higgsc.data.store import Store
-from higgsc.train.model.build import adapter_shape
 from higgsc.train.parallel.mesh import Mesh
+from higgsc.train.rows.plan import setup_of
 
 INTERVALS_OF_THE_PACE = 20
 """Sets of figures over which the pace is averaged that the time to the end is guessed from."""
@@ -31,9 +29,9 @@ class Window(BaseModel):
 
     samples: int = 0
     tokens: int = 0
-    """Positions of the samples' sequences, text and audio."""
+    """Positions that were computed, text and audio: what samples share counts once."""
     squares: int = 0
-    """Sum of the squares of the sequences' lengths: what attention costs by."""
+    """Twice the pairs of positions of which one sees the other: what attention costs by."""
     audio_rows: int = 0
     frames: int = 0
     """Of the targets: speech that the model learned to say."""
@@ -64,15 +62,16 @@ class Speed:
         """The window as it is now."""
         return self._window.model_copy(update={"seconds": time.monotonic() - self._since})
 
-    def add(self, samples: NDArray[np.int64]) -> None:
-        """Count the samples of an optimizer step, over all processes."""
+    def add(self, samples: NDArray[np.int64], spared: NDArray[np.int64]) -> None:
+        """Count the samples of an optimizer step, over all processes, and what each shares with the one before it."""
         window, store = self._window, self._store
-        lengths, frames = store.lengths[samples], store.target_frames[samples]
+        frames, own = store.target_frames[samples], store.lengths[samples] - spared
         window.samples += len(samples)
-        window.tokens += int(lengths.sum())
-        window.squares += int((lengths**2).sum())
+        window.tokens += int(own.sum())
+        window.squares += int((own**2 + 2 * own * spared).sum())
         window.frames += int(frames.sum())
-        window.audio_rows += int((store.reference_frames[samples] + frames + 2 * EXTRA_ROWS_PER_CLIP).sum())
+        references = np.where(spared > 0, 0, store.reference_frames[samples] + EXTRA_ROWS_PER_CLIP)
+        window.audio_rows += int((references + frames + EXTRA_ROWS_PER_CLIP).sum())
 
     def figures(self) -> dict[str, float]:
         """The window's figures by name; every process has to ask."""
@@ -123,17 +122,7 @@ def utilisation(job: TrainJob, window: Window, *, peak: float) -> float:
         window: What was trained on, and in how many seconds.
         peak: FLOP/s of all GPUs together.
     """
-    setup = Setup(
-        shape=shape_of(job.model.base),
-        precision=job.precision,
-        lora=adapter_shape(job.lora),
-        replicate=job.mesh.replicate,
-        shard=job.mesh.shard,
-        accumulation=job.batch.accumulation,
-        activation_checkpointing="none",  # what it computes again is not needed
-        tensor=job.mesh.tensor,
-        sequence=job.mesh.sequence,
-    )
+    setup = setup_of(job)
     keys = window.squares / window.tokens / 2
     needed = flops_per_token(setup, keys=keys, audio_share=window.audio_rows / window.tokens)
     return needed * job.mesh.tensor * window.tokens / window.seconds / peak

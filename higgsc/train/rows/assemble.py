@@ -17,8 +17,9 @@ from higgsc.catalog.codec import CODEBOOKS, DELAY_ROWS, EXTRA_ROWS_PER_CLIP
 from higgsc.contract.outcome import StepError
 from higgsc.data.delay import IGNORE
 from higgsc.data.store import Store
-from higgsc.train.rows.batches import PackedBatch
+from higgsc.train.rows.row import ALONE, PackedBatch, structure
 from higgsc.train.rows.sequence import AudioTokens, predicting
+from higgsc.train.rows.shared import Shared
 
 Ids = NDArray[np.int64]
 Codes = NDArray[np.int16]
@@ -31,13 +32,14 @@ _SUFFIX = 2
 """`<|audio_eos|><|eot_id|>`."""
 
 
-def assemble(store: Store, indices: Ids, tokens: AudioTokens) -> PackedBatch:
+def assemble(store: Store, indices: Ids, tokens: AudioTokens, shared: Shared | None = None) -> PackedBatch:
     """Put samples into one row; ids are int32 in it and codes int16, until it is moved to a device.
 
     Args:
         store: Where they are.
         indices: Which ones, in the order of the row, at least one.
         tokens: Ids of the checkpoint.
+        shared: Which begin alike: where such samples follow each other, what they begin with is there once.
 
     Raises:
         StepError: If a text id is not in the checkpoint's vocabulary: the store was made with another one.
@@ -45,22 +47,30 @@ def assemble(store: Store, indices: Ids, tokens: AudioTokens) -> PackedBatch:
     index = store.index
     words, frames = index.words[indices], index.frames[indices]
     assert (words[:, 2] == _SUFFIX).all(), "the suffix is <|audio_eos|><|eot_id|>"
-    rows = frames + EXTRA_ROWS_PER_CLIP
+    first_word, rows = index.text[indices], frames + EXTRA_ROWS_PER_CLIP
+    follows = np.zeros(len(indices), dtype=bool) if shared is None else shared.follows(indices)
+    if follows.any():
+        assert (words[follows, 1] > 1).all(), "no label of a target is predicted from what it shares"
+        first_word = first_word + np.where(follows, words[:, 0], 0)
+        words[follows, 0] = rows[follows, 0] = 0
     # The five parts of a sample, text and audio in turn, and where each begins in the row.
     parts = np.empty((len(indices), 5), dtype=np.int64)
     parts[:, 0::2], parts[:, 1::2] = words, rows
     starts = _before(parts)
-    lengths = parts.sum(axis=1)
-    total = int(lengths.sum())
+    total = int(parts.sum())
 
     input_ids = np.full(total, tokens.placeholder, dtype=np.int32)
+    clip_ends = starts[:, 2::2][rows > 0]
     for row in range(1, DELAY_ROWS + 1):
-        input_ids[starts[:, 2::2] - row] = tokens.delay
+        input_ids[clip_ends - row] = tokens.delay
     # The ids of a sample lie one after the other in the store, as the samples do here.
-    text = np.take(store.text, _ranges(index.text[indices], words.sum(axis=1)))
+    text_rows = _ranges(starts[:, 0::2].ravel(), words.ravel())
+    text = np.take(store.text, _ranges(first_word, words.sum(axis=1)))
     if (largest := int(text.max())) >= tokens.vocabulary:
         raise _foreign(store, indices, largest, tokens)
-    input_ids[_ranges(starts[:, 0::2].ravel(), words.ravel())] = text
+    input_ids[text_rows] = text
+    is_audio = np.ones(total, dtype=bool)
+    is_audio[text_rows] = False
 
     audio = _delayed(store, indices, rows, tokens)
     target, target_frames = starts[:, 3], frames[:, 1]
@@ -68,14 +78,30 @@ def assemble(store: Store, indices: Ids, tokens: AudioTokens) -> PackedBatch:
     spoken = np.stack([target - 1, starts[:, 4], starts[:, 4] + 1], axis=1).ravel()
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids)[None],
-        position_ids=torch.from_numpy(np.arange(total) - np.repeat(starts[:, 0], lengths))[None],
         audio_input_ids=torch.from_numpy(audio)[None],
         audio_input_ids_mask=torch.ones((1, len(audio)), dtype=torch.bool),
         audio_positions=torch.from_numpy(predicting(_ranges(target + 1, target_frames + CODEBOOKS))),
         audio_labels=torch.from_numpy(labels),
         text_positions=torch.from_numpy(predicting(spoken)),
         text_labels=torch.from_numpy(input_ids[spoken]),
+        **structure(*_segments(parts, follows), is_audio),
     )
+
+
+def _segments(parts: Ids, follows: NDArray[np.bool_]) -> tuple[Ids, Ids]:
+    """The segments of a row, and which of them each goes on from, from the lengths of its samples' parts.
+
+    A sample is one segment, but where the next one follows it, it is two: what they share, and its own.
+    """
+    splits = ~follows & np.r_[follows[1:], False]
+    opening = np.where(splits, parts[:, :2].sum(axis=1), 0)
+    lengths = np.stack([opening, parts.sum(axis=1) - opening], axis=1)
+    there = lengths > 0
+    number = np.cumsum(there).reshape(lengths.shape) - 1
+    opened = np.maximum.accumulate(np.where(splits, number[:, 0], ALONE))
+    prefixes = np.full(lengths.shape, ALONE)
+    prefixes[:, 1] = np.where(splits | follows, opened, ALONE)
+    return lengths[there], prefixes[there]
 
 
 def target_labels(audio: Codes, first: Ids, frames: Ids) -> Codes:
@@ -100,8 +126,9 @@ def target_labels(audio: Codes, first: Ids, frames: Ids) -> Codes:
 
 def _delayed(store: Store, indices: Ids, rows: Ids, tokens: AudioTokens) -> Codes:
     """The audio rows of all clips, `[M, 8]`, laid out as `higgsc.data.delay.apply_delay` does one."""
-    first = store.index.first_frame[indices].ravel()
-    counts, begin = rows.ravel(), _before(rows).ravel()
+    there = rows.ravel() > 0
+    first = store.index.first_frame[indices].ravel()[there]
+    counts, begin = rows.ravel()[there], _before(rows).ravel()[there]
     # Each frame is gathered as one item of 16 bytes. The rows around a clip's frames are some other clip's for a
     # moment, then begin- and end-of-stream.
     gathered = np.empty(CODEBOOKS - 1 + int(counts.sum()), dtype=np.complex128)

@@ -1,4 +1,4 @@
-"""Which samples a step trains on, and how several of them become one row.
+"""Batches by samples: which ones a step trains on.
 
 The order is a pure function of the seed: the stream of samples is the endless concatenation of the epochs'
 permutations, and optimizer step `b` takes samples `b * G` to `(b + 1) * G` of it, G being the global batch. What a
@@ -7,51 +7,26 @@ step trains on therefore depends neither on the number of processes nor on where
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from collections.abc import Sequence as Listing
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from higgsc.contract.jobs import BatchJob, LengthJob, OptimizerJob
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.train.rows.curriculum import LengthCurriculum
-from higgsc.train.rows.sequence import Sequence
-from higgsc.train.seeds import Purpose, sequence
+from higgsc.train.rows.order import Indices, numbers_between
 
-Indices = NDArray[np.int64]
-
-
-@lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, samples: int) -> Indices:
-    """Permutation of `range(samples)` that an epoch visits, int64 `[samples]`.
-
-    Sorts raw Philox output rather than calling `Generator.permutation`: numpy keeps the streams of its bit
-    generators the same from version to version, but not what `Generator` makes of them (NEP 19).
-    """
-    keys = np.random.Philox(sequence(seed, Purpose.ORDER, epoch)).random_raw(samples)
-    order: Indices = np.argsort(keys, kind="stable").astype(np.int64)
-    order.flags.writeable = False  # shared by all callers
-    return order
-
-
-def total_steps(optimizer: OptimizerJob, *, samples: int, global_samples: int) -> int:
-    """Optimizer steps of a training: as given, or as many as fit into the epochs, at least one."""
-    if optimizer.steps is not None:
-        return optimizer.steps
-    assert optimizer.epochs is not None, "a job gives either steps or epochs"
-    return max(1, int(optimizer.epochs * samples / global_samples))
+_SAMPLES_AT_A_TIME = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPlan:
-    """The samples of every optimizer step, for every process.
+    """The samples of every optimizer step, for every process, in batches of so many samples.
 
     Attributes:
         indices: The store's training samples, `[n]`.
+        positions: Positions of each sample of the store.
         seed: Determines the order.
         global_samples: Samples of an optimizer step, over all processes.
         micro_samples: Samples that a process packs into one row.
@@ -60,6 +35,7 @@ class BatchPlan:
     """
 
     indices: Indices
+    positions: Indices
     seed: int
     global_samples: int
     micro_samples: int
@@ -74,6 +50,7 @@ class BatchPlan:
         *,
         seed: int,
         world_size: int,
+        positions: Indices,
         lengths: tuple[LengthJob, Indices] | None = None,
     ) -> BatchPlan:
         """Plan a job's batches.
@@ -83,126 +60,100 @@ class BatchPlan:
             indices: The store's training samples, `[n]`.
             seed: Determines the order.
             world_size: Processes that the samples are shared by.
+            positions: Positions of each sample of the store.
             lengths: For a curriculum by length: how the longest sample grows, and the frames of each one's longer clip.
 
         Raises:
-            StepError: If there is nothing to train on, or if micro-batch, accumulation and processes do not make
-                up the global batch.
+            StepError: If micro-batch, accumulation and processes do not make up the global batch.
         """
-        if len(indices) == 0:
-            raise StepError("the store holds no training samples", help="see its rejected.jsonl for the reasons")
-        product = batch.micro_samples * batch.accumulation * world_size
-        if product != batch.global_samples:
+        size, micro = batch.global_samples, batch.micro_samples
+        assert size is not None, "a job gives either samples or tokens"
+        assert micro is not None, "a job gives either samples or tokens"
+        product = micro * batch.accumulation * world_size
+        if product != size:
             raise StepError(
-                f"micro_samples({batch.micro_samples}) * accumulation({batch.accumulation}) * "
-                f"data-parallel ranks({world_size}) = {product} != global_samples({batch.global_samples})",
+                f"micro_samples({micro}) * accumulation({batch.accumulation}) * "
+                f"data-parallel ranks({world_size}) = {product} != global_samples({size})",
                 code=ExitCode.USAGE,
-                help="start as many processes as the job was built for, or build the spec again",
+                help="the job file was changed by hand; build the spec again",
             )
-        plan = cls(
+        curriculum = None
+        if lengths is not None:
+            curriculum = LengthCurriculum(
+                *lengths,
+                stream=lambda first, last: numbers_between(seed, len(indices), first, last),
+                enough=lambda numbers: size if len(numbers) >= size else None,
+                stretch=size,
+            )
+        return cls(
             indices=indices,
+            positions=positions,
             seed=seed,
-            global_samples=batch.global_samples,
-            micro_samples=batch.micro_samples,
+            global_samples=size,
+            micro_samples=micro,
             world_size=world_size,
+            curriculum=curriculum,
         )
-        if lengths is None:
-            return plan
-        curriculum = LengthCurriculum(*lengths, global_samples=batch.global_samples, stream=plan._numbers)
-        return replace(plan, curriculum=curriculum)
+
+    @property
+    def shared(self) -> None:
+        """Samples of a row share nothing: who counts samples wants those of the order."""
+        return None
+
+    def total_steps(self, optimizer: OptimizerJob) -> int:
+        """Optimizer steps of a training: as given, or as many as fit into the epochs, at least one."""
+        if optimizer.steps is not None:
+            return optimizer.steps
+        assert optimizer.epochs is not None, "a job gives either steps or epochs"
+        return max(1, int(optimizer.epochs * len(self.indices) / self.global_samples))
+
+    def epochs(self, steps: int) -> float:
+        """How often the samples have been visited after so many steps."""
+        return steps * self.global_samples / len(self.indices)
 
     def global_batch(self, step: int) -> Indices:
         """Samples of optimizer step `step` (0-based) as indices into the store, `[global_samples]`."""
-        if self.curriculum is not None:
-            numbers = self.curriculum.batch(step)
-        else:
-            numbers = self._numbers(step * self.global_samples, (step + 1) * self.global_samples)
-        batch: Indices = self.indices[numbers]
-        return batch
+        return self._batches(step, step + 1)
 
-    def stream(self, first: int, last: int) -> Indices:
-        """A part of the endless stream of samples as indices into the store, `[last - first]`."""
-        if self.curriculum is None:
-            part: Indices = self.indices[self._numbers(first, last)]
-            return part
-        steps = range(first // self.global_samples, (last - 1) // self.global_samples + 1)
-        skipped = steps.start * self.global_samples
-        return np.concatenate([self.global_batch(step) for step in steps])[first - skipped : last - skipped]
+    def spared(self, step: int) -> Indices:
+        """Positions that each sample of a step shares with the one before it: none."""
+        return np.zeros(self.global_samples, dtype=np.int64)
 
-    def _numbers(self, first: int, last: int) -> Indices:
-        """Positions `first` to `last` of the epochs' permutations, one after the other, as numbers into `indices`."""
-        samples = len(self.indices)
-        epochs = range(first // samples, (last - 1) // samples + 1)
-        stream = np.concatenate([epoch_order(self.seed, epoch, samples) for epoch in epochs])
-        skipped = epochs.start * samples
-        return stream[first - skipped : last - skipped]
-
-    def micro_batches(self, step: int, rank: int) -> Indices:
-        """The share of process `rank` in a step, `[accumulation, micro_samples]`."""
+    def micro_batches(self, step: int, rank: int) -> Sequence[Indices]:
+        """The rows of process `rank` in a step, each with its samples."""
         batch = self.global_batch(step).reshape(-1, self.world_size, self.micro_samples)
-        return batch[:, rank]
+        return list(batch[:, rank])
 
+    def others(self, samples: Indices) -> Sequence[Indices]:
+        """Rows of samples that are not trained on."""
+        return np.split(samples, range(self.micro_samples, len(samples), self.micro_samples))
 
-_NARROW = ("input_ids", "audio_input_ids", "audio_labels", "text_labels")
+    def describe(self) -> None:
+        """What the log says about rows: nothing."""
+        return
 
+    def longest_row(self, steps: int) -> Indices:
+        """The row with the most positions in the first `steps` steps; the first of several."""
+        at_a_time = max(1, _SAMPLES_AT_A_TIME // self.global_samples)
+        longest, most = self.micro_batches(0, 0)[0], -1
+        for first in range(0, steps, at_a_time):
+            rows = self._batches(first, min(first + at_a_time, steps)).reshape(-1, self.micro_samples)
+            totals = self.positions[rows].sum(axis=1)
+            number = int(totals.argmax())
+            if totals[number] > most:
+                longest, most = rows[number], int(totals[number])
+        return longest
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackedBatch:
-    """Sequences one after the other in a single row: L positions, M audio rows, P and Q labelled positions.
-
-    Until it is moved to a device, ids and codes may be of a narrower type, which is quicker to make and to move.
-    """
-
-    input_ids: torch.Tensor
-    """int64 `[1, L]`."""
-    position_ids: torch.Tensor
-    """int64 `[1, L]`, from 0 again at each sequence; attention stays within a sequence because of it."""
-    audio_input_ids: torch.Tensor
-    """int64 `[1, M, 8]`."""
-    audio_input_ids_mask: torch.Tensor
-    """bool `[1, M]`, all true: nothing is padded."""
-    audio_positions: torch.Tensor
-    """int64 `[P]`, into L."""
-    audio_labels: torch.Tensor
-    """int64 `[P, 8]`, codes or -100."""
-    text_positions: torch.Tensor
-    """int64 `[Q]`, into L."""
-    text_labels: torch.Tensor
-    """int64 `[Q]`."""
-
-    @property
-    def tokens(self) -> int:
-        """Positions of the row, text and audio."""
-        return self.input_ids.shape[1]
-
-    def to(self, device: torch.device) -> PackedBatch:
-        """Copy to a device, where ids and codes become int64; to a GPU from pinned memory, without waiting for it."""
-        tensors: dict[str, torch.Tensor] = {field.name: getattr(self, field.name) for field in fields(self)}
-        if device.type != "cpu":
-            tensors = {name: t.pin_memory().to(device, non_blocking=True) for name, t in tensors.items()}
-        return replace(self, **(tensors | {name: tensors[name].long() for name in _NARROW}))
-
-
-def pack(sequences: Listing[Sequence]) -> PackedBatch:
-    """Put sequences into one row, without padding.
-
-    The loss and the gradients are those of the separate sequences: with no attention mask and no cache,
-    transformers derives a block-diagonal mask from position ids that start over (`masking_utils.py`,
-    `find_packed_sequence_indices`).
-    """
-    offsets = np.cumsum([0, *(len(sequence.input_ids) for sequence in sequences)])
-
-    def joined(parts: Iterator[NDArray[np.int64]]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(list(parts)))
-
-    rows = joined(s.audio_rows for s in sequences)
-    return PackedBatch(
-        input_ids=joined(s.input_ids for s in sequences)[None],
-        position_ids=joined(np.arange(len(s.input_ids)) for s in sequences)[None],
-        audio_input_ids=rows[None],
-        audio_input_ids_mask=torch.ones((1, len(rows)), dtype=torch.bool),
-        audio_positions=joined(s.audio_positions + o for s, o in zip(sequences, offsets, strict=False)),
-        audio_labels=joined(s.audio_labels for s in sequences),
-        text_positions=joined(s.text_positions + o for s, o in zip(sequences, offsets, strict=False)),
-        text_labels=joined(s.text_labels for s in sequences),
-    )
+    def _batches(self, first: int, last: int) -> Indices:
+        """Samples of the steps `first` to `last`, one after the other."""
+        early: list[Indices] = []
+        start = 0
+        if self.curriculum is not None:
+            early = [self.curriculum.batch(step) for step in range(first, min(last, self.curriculum.steps))]
+            first, last = (max(0, step - self.curriculum.steps) for step in (first, last))
+            start = self.curriculum.end if last else 0
+        if last > first:
+            size = self.global_samples
+            early.append(numbers_between(self.seed, len(self.indices), start + first * size, start + last * size))
+        batches: Indices = self.indices[np.concatenate(early)]
+        return batches

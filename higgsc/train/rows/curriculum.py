@@ -6,6 +6,7 @@ longer and longer ones. Neither has a state, so a training that goes on from a c
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -54,19 +55,27 @@ class LengthCurriculum:
     Args:
         job: How the longest sample that is taken grows.
         frames: Frames of the longer clip of each training sample, `[n]`.
-        global_samples: Samples of an optimizer step.
         stream: From a first and a last position, the numbers of the samples there, 0 to n-1; each n of them are all.
+        enough: How many of these numbers make up a step; None if they are too few.
+        stretch: How far to look at a time, in samples.
 
     Raises:
         StepError: If no sample is short enough for the first step.
     """
 
     def __init__(
-        self, job: LengthJob, frames: Indices, *, global_samples: int, stream: Callable[[int, int], Indices]
+        self,
+        job: LengthJob,
+        frames: Indices,
+        *,
+        stream: Callable[[int, int], Indices],
+        enough: Callable[[Indices], int | None],
+        stretch: int,
     ) -> None:
-        self._job, self._frames, self._size, self._stream = job, frames, global_samples, stream
+        self._job, self._frames, self._stream, self._enough, self._stretch = job, frames, stream, enough, stretch
         self._batches: list[Indices] = []
         self._position = 0  # of the stream, behind those batches
+        self._lock = threading.Lock()  # batches are asked for ahead of time, by another thread
         if frames.min() > self.limit(0) * FRAMES_PER_SECOND:
             shortest, fifth = frames.min() / FRAMES_PER_SECOND, np.quantile(frames, 0.2) / FRAMES_PER_SECOND
             raise StepError(
@@ -75,28 +84,37 @@ class LengthCurriculum:
                 help=f"a fifth of the samples has at most {fifth:.1f} s",
             )
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps until nothing is too long."""
+        return self._job.steps
+
+    @property
+    def end(self) -> int:
+        """Where in the stream the step after those goes on."""
+        self.batch(self.steps - 1)
+        return self._position
+
     def limit(self, step: int) -> float:
         """Seconds of the longest clip that optimizer step `step` (0-based) takes."""
         job = self._job
         return job.start_seconds + (job.max_seconds - job.start_seconds) * min(1.0, step / job.steps)
 
     def batch(self, step: int) -> Indices:
-        """Numbers of the samples of optimizer step `step` (0-based), `[global_samples]`."""
-        while len(self._batches) <= step and len(self._batches) < self._job.steps:
-            self._batches.append(self._next(self.limit(len(self._batches)) * FRAMES_PER_SECOND))
-        if step < len(self._batches):
+        """Numbers of the samples of optimizer step `step` (0-based), below `steps`."""
+        with self._lock:
+            while len(self._batches) <= step:
+                self._batches.append(self._next(self.limit(len(self._batches)) * FRAMES_PER_SECOND))
             return self._batches[step]
-        first = self._position + (step - self._job.steps) * self._size
-        return self._stream(first, first + self._size)
 
     def _next(self, longest: float) -> Indices:
-        taken: list[Indices] = []
-        missing = self._size
-        while missing:
-            ahead = self._stream(self._position, self._position + self._size)
-            fit = np.flatnonzero(self._frames[ahead] <= longest)[:missing]
-            taken.append(ahead[fit])
-            missing -= len(fit)
-            # Behind the last that was needed; what is left of the stretch is for the next step.
-            self._position += self._size if missing else int(fit[-1]) + 1
-        return np.concatenate(taken)
+        start, stretch = self._position, self._stretch
+        while True:
+            ahead = self._stream(start, start + stretch)
+            fit = np.flatnonzero(self._frames[ahead] <= longest)
+            count = self._enough(ahead[fit])
+            if count is not None:
+                # Behind the last that was needed; what is left of the stretch is for the next step.
+                self._position = start + int(fit[count - 1]) + 1
+                return ahead[fit[:count]]
+            stretch *= 2
