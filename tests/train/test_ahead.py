@@ -115,7 +115,7 @@ def test_sharing_and_packing_change_no_loss(voices: Project, monkeypatch: pytest
 
     class Several(list[Any]):
         def to(self, device: torch.device) -> Several:
-            return self
+            return Several(one.to(device) for one in self)
 
     monkeypatch.setattr(Inputs, "row", apart)
     monkeypatch.setattr(training.LossModule, "forward", sums)

@@ -15,7 +15,7 @@ from higgsc.contract.jobs import LossJob
 from higgsc.data.delay import apply_delay, delayed_labels
 from higgsc.train.objective.loss import LossModule, LossSums, objective
 from higgsc.train.rows import sequence as sequence_module
-from higgsc.train.rows.row import PackedBatch, pack
+from higgsc.train.rows.row import pack
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 from .conftest import MakeSample
@@ -111,11 +111,8 @@ def test_a_uniform_guess_costs_the_logarithm_of_the_vocabulary(
 
 def test_no_labels_cost_nothing(model: Any, tokens: AudioTokens, make_sample: MakeSample) -> None:
     batch = pack([build_sequence(make_sample(0), tokens)])
-    none = PackedBatch(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        audio_input_ids=batch.audio_input_ids,
-        audio_input_ids_mask=batch.audio_input_ids_mask,
+    none = replace(
+        batch,
         audio_positions=batch.audio_positions[:0],
         audio_labels=batch.audio_labels[:0],
         text_positions=batch.text_positions[:0],

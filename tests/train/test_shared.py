@@ -20,6 +20,7 @@ from higgsc.train.rows.row import ALONE, pack, visible
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
 from higgsc.train.rows.shared import Shared, shared_beginnings
 
+CPU = torch.device("cpu")
 SUFFIX = np.array([54, 50])
 
 
@@ -76,7 +77,7 @@ def test_a_row_holds_each_beginning_once(eight: Store, row: list[int]) -> None:
     store = eight
     shared, indices = beginnings(store), np.array(row)
     tokens = AudioTokens(placeholder=51, delay=53, stream_bos=1024, stream_eos=1025, vocabulary=64)
-    made = assemble(store, indices, tokens, shared)
+    made = assemble(store, indices, tokens, shared).to(CPU)
     alone = [pack([build_sequence(store.sample(number), tokens)]) for number in row]
     spared = np.where(shared.follows(indices), shared.prefixes[indices], 0)
     assert made.tokens == int((store.lengths[indices] - spared).sum())
@@ -136,8 +137,8 @@ def test_shared_samples_have_their_loss_and_gradients(model: Any, tokens: AudioT
             total += torch.cat((sums.audio.detach(), sums.text.detach()[None]))
         return total, {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
-    alone = [assemble(store, row[number : number + 1], tokens) for number in range(8)]
-    together = assemble(store, row, tokens, beginnings(store))
+    alone = [assemble(store, row[number : number + 1], tokens).to(CPU) for number in range(8)]
+    together = assemble(store, row, tokens, beginnings(store)).to(CPU)
     assert together.shares
     assert together.tokens < sum(batch.tokens for batch in alone)
     apart, apart_gradients = sums_and_gradients(alone)
@@ -151,7 +152,7 @@ def test_shared_samples_have_their_loss_and_gradients(model: Any, tokens: AudioT
 def test_targets_that_saw_each_other_would_be_noticed(model: Any, tokens: AudioTokens, tmp_path: Path) -> None:
     """The check above can fail: with a causal mask alone, the loss is another."""
     store = write(tmp_path / "store", [0, 0, 0])
-    together = assemble(store, np.arange(3), tokens, beginnings(store))
+    together = assemble(store, np.arange(3), tokens, beginnings(store)).to(CPU)
     module = LossModule(model)
     with torch.no_grad():
         right = module(together)
