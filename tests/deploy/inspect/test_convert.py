@@ -19,7 +19,7 @@ from transformers import HiggsAudioV2ForConditionalGeneration  # noqa: E402
 
 from higgsc.contract.outcome import ExitCode, StepError  # noqa: E402
 from higgsc.deploy.inspect.convert import convert_adapter  # noqa: E402
-from higgsc.deploy.merge import merge_adapter  # noqa: E402
+from higgsc.deploy.merge.fold import merge_adapter  # noqa: E402
 from higgsc.train.model.adapter import open_adapter  # noqa: E402
 from tests.deploy.inspect.foreign import save_original  # noqa: E402
 
