@@ -244,7 +244,7 @@ def attempt(project: Any, note: Callable[[str], None], at: int, torn: float) -> 
                 part()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    write, put, flush, encode_one = caches._write, publish._put_in_place, publish._flush, Codec.encode
+    write, put, flush, encode_one = caches._write, publish._put_in_place, publish.flush_file, Codec.encode
     add, add_sample = CodeCache.add, StoreWriter.add_sample
 
     def half_write(descriptor: int, record: bytes) -> None:
@@ -271,7 +271,7 @@ def attempt(project: Any, note: Callable[[str], None], at: int, torn: float) -> 
         return before_and_after
 
     caches._write = half_write
-    publish._put_in_place, publish._flush = killed(put), killed(flush)
+    publish._put_in_place, publish.flush_file = killed(put), killed(flush)
     CodeCache.add, Codec.encode = noted_add, noted_encode  # type: ignore[method-assign]
     StoreWriter.add_sample = killed(add_sample)  # type: ignore[method-assign]
     for shard in range(3):
