@@ -104,6 +104,14 @@ class Speaker:
             loaded = put_on(loaded, Path(adapter), base=folder)
         return cls(loaded, ChatLayout.load(folder), load_codec(ref, root=Path.cwd(), device=device), text=text)
 
+    def clean(self, text: str) -> str:
+        """A text in the form that was learned, and that is spoken.
+
+        Raises:
+            StepError: It is empty, or holds a control token (2).
+        """
+        return spoken_text(text, self._text)
+
     def voice(self, reference_audio: Path | Wave, reference_text: str) -> Voice:
         """Take the voice of a recording, for any number of texts.
 
@@ -115,7 +123,7 @@ class Speaker:
             StepError: The text is empty or holds a control token (2); the recording is missing (66), or too short, too
                 long, silent, or no audio (65).
         """
-        spoken_text(reference_text, self._text)  # before the recording is read: a mistake that costs nothing to find
+        self.clean(reference_text)  # before the recording is read: a mistake that costs nothing to find
         return encode_voice(self._codec, read_reference(reference_audio), reference_text, self._text)
 
     def speak(
@@ -194,7 +202,7 @@ class Speaker:
                 code=ExitCode.USAGE,
                 help="speak it in parts",
             )
-        spoken_text(text, self._text)
+        self.clean(text)
         return chunks(text)
 
     def _segments(self, voice: Voice, text: str) -> tuple[Ids, Ids]:
@@ -203,7 +211,7 @@ class Speaker:
                 system=DEFAULT_SYSTEM,
                 scene=None,
                 reference_text=voice.text,
-                target_text=spoken_text(text, self._text),
+                target_text=self.clean(text),
             )
         except ValueError as error:
             raise StepError(
