@@ -43,6 +43,27 @@ def make_app(speaker: Speaker, voices: Mapping[str, Voice], settings: Settings) 
     return Guard(app, settings=settings, metrics=metrics, routes=known)
 
 
+def make_server(speaker: Speaker, voices: Mapping[str, Voice], settings: Settings) -> uvicorn.Server:
+    """The application with all that uvicorn has to know."""
+    limits = settings.limits
+    return uvicorn.Server(
+        uvicorn.Config(
+            make_app(speaker, voices, settings),
+            host=settings.host,
+            port=settings.port,
+            http=patient_protocol(limits),
+            ws="none",
+            loop="asyncio",
+            limit_concurrency=limits.connections,
+            timeout_graceful_shutdown=round(limits.drain_seconds),
+            server_header=False,
+            proxy_headers=False,
+            access_log=False,
+            log_level=logging.INFO,
+        )
+    )
+
+
 def serve(speaker: Speaker, settings: Settings, *, voices: Path | None) -> None:
     """Serve until SIGTERM or Ctrl-C; what waits and is spoken is finished first, within `drain_seconds`.
 
@@ -51,26 +72,11 @@ def serve(speaker: Speaker, settings: Settings, *, voices: Path | None) -> None:
     Raises:
         StepError: See `load_voices`.
     """
-    app = make_app(speaker, {} if voices is None else load_voices(voices, speaker), settings)
-    limits = settings.limits
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        http=patient_protocol(limits),
-        ws="none",
-        loop="asyncio",
-        limit_concurrency=limits.connections,
-        timeout_graceful_shutdown=round(limits.drain_seconds),
-        server_header=False,
-        proxy_headers=False,
-        access_log=False,
-        log_level=logging.INFO,
-    )
+    server = make_server(speaker, {} if voices is None else load_voices(voices, speaker), settings)
     # uvicorn sends itself the signal once more when it is done, for the handler that was there before.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _done)
-    uvicorn.Server(config).run()
+    server.run()
 
 
 def _done(_signal: int, _frame: Any) -> None:
