@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,11 +26,30 @@ from higgsc.deploy.serve.voices import load_voices
 from higgsc.deploy.serve.worker import Worker
 from higgsc.deploy.voice import Voice
 
+_LAST_RESORT_SECONDS = 10
+"""After those who wait have been told, until connections are cut."""
 
-def make_app(speaker: Speaker, voices: Mapping[str, Voice], settings: Settings) -> ASGIApp:
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn's server, which tells those whose speech cannot be finished in time."""
+
+    def __init__(self, config: uvicorn.Config, worker: Worker, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._worker, self._drain_seconds = worker, drain_seconds
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, finish what there is, end the rest."""
+        timer = asyncio.get_running_loop().call_later(self._drain_seconds, self._worker.give_up)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+
+def _app(
+    speaker: Speaker, voices: Mapping[str, Voice], settings: Settings, worker: Worker, metrics: Metrics
+) -> ASGIApp:
     """The application: routes behind the guard, and the thread that speaks while it runs."""
-    metrics = Metrics()
-    worker = Worker(speaker, settings.limits, metrics)
 
     @asynccontextmanager
     async def at_work(_: FastAPI) -> AsyncIterator[None]:
@@ -45,22 +66,25 @@ def make_app(speaker: Speaker, voices: Mapping[str, Voice], settings: Settings) 
 
 def make_server(speaker: Speaker, voices: Mapping[str, Voice], settings: Settings) -> uvicorn.Server:
     """The application with all that uvicorn has to know."""
-    limits = settings.limits
-    return uvicorn.Server(
+    limits, metrics = settings.limits, Metrics()
+    worker = Worker(speaker, limits, metrics)
+    return DrainingServer(
         uvicorn.Config(
-            make_app(speaker, voices, settings),
+            _app(speaker, voices, settings, worker, metrics),
             host=settings.host,
             port=settings.port,
             http=patient_protocol(limits),
             ws="none",
             loop="asyncio",
             limit_concurrency=limits.connections,
-            timeout_graceful_shutdown=round(limits.drain_seconds),
+            timeout_graceful_shutdown=round(limits.drain_seconds) + _LAST_RESORT_SECONDS,
             server_header=False,
             proxy_headers=False,
             access_log=False,
             log_level=logging.INFO,
-        )
+        ),
+        worker,
+        limits.drain_seconds,
     )
 
 

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.deploy.generate import Speaker, Speech
@@ -27,8 +28,16 @@ _END = None
 """After the last piece."""
 
 
+Ending = Literal["left", "timeout", "shutdown"]
+"""Why a request that was taken is not spoken to its end."""
+
+
 class _DroppedError(Exception):
     """Raised between two rows of codes: nobody waits for this speech any more."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending)
+        self.ending: Ending = ending
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -45,12 +54,13 @@ class Request:
     queued: float = field(default_factory=time.monotonic)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     out: asyncio.Queue[Speech | RequestError | None] = field(default_factory=asyncio.Queue)
-    left: threading.Event = field(default_factory=threading.Event)
+    ended: Ending | None = None
+    """Set from another thread when nothing more is to be spoken."""
 
     def check(self) -> None:
         """Called between rows, 25 a second of speech."""
-        if self.left.is_set():
-            raise _DroppedError("left")
+        if self.ended is not None:
+            raise _DroppedError(self.ended)
         if time.monotonic() > self.deadline:
             raise _DroppedError("timeout")
 
@@ -77,14 +87,20 @@ class Worker:
         """Begin to speak."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End what is spoken and what waits, and the thread. What could be finished has been, by then."""
+    def give_up(self) -> None:
+        """Take nothing more, and tell those who wait or are spoken for that the server ends (503)."""
         with self._changed:
             self._stopping = True
-            for request in (*self._waiting, *([self._speaking] if self._speaking else [])):
-                request.left.set()
+            for request in self._waiting:
+                self._end(request, "shutdown")
             self._waiting.clear()
+            if self._speaking is not None:
+                self._speaking.ended = "shutdown"
             self._changed.notify()
+
+    def stop(self) -> None:
+        """`give_up`, and the end of the thread."""
+        self.give_up()
         self._thread.join(timeout=30)
 
     @property
@@ -120,15 +136,15 @@ class Worker:
         """
         with self._changed:
             if self._stopping:
-                raise RequestError(503, "the server is shutting down", code="shutting_down")
+                raise self._problem("shutdown")
             self.check_room()
             self._waiting.append(request)
             self._changed.notify()
 
     def drop(self, request: Request) -> None:
         """Nobody waits for a request any more: it leaves the queue, or is stopped within a row of codes."""
-        request.left.set()
         with self._changed:
+            request.ended = request.ended or "left"
             if request in self._waiting:
                 self._waiting.remove(request)
                 self._metrics.dropped.labels("left").inc()
@@ -147,7 +163,7 @@ class Worker:
                     async with asyncio.timeout_at(request.loop.time() + request.deadline - time.monotonic() + 1):
                         item = await request.out.get()
                 except TimeoutError:
-                    raise self._too_late() from None
+                    raise self._problem("timeout") from None
                 if isinstance(item, RequestError):
                     raise item
                 if item is _END:
@@ -156,12 +172,17 @@ class Worker:
         finally:
             self.drop(request)
 
-    def _too_late(self) -> RequestError:
-        return RequestError(
-            504,
-            f"not finished within {self._limits.request_seconds:g} s, waiting included; nothing more is made of it",
-            code="timeout",
-        )
+    def _end(self, request: Request, ending: Ending) -> None:
+        """Tell why there will be no more."""
+        self._metrics.dropped.labels(ending).inc()
+        request.give(self._problem(ending))
+
+    def _problem(self, ending: Ending) -> RequestError:
+        if ending == "timeout":
+            return RequestError(
+                504, f"not finished within {self._limits.request_seconds:g} s, waiting included", code="timeout"
+            )
+        return RequestError(503, "the server is shutting down", code="shutting_down")
 
     def _run(self) -> None:
         while True:
@@ -199,8 +220,7 @@ class Worker:
                 request.give(piece)
             request.give(_END)
         except _DroppedError as dropped:
-            self._metrics.dropped.labels(str(dropped)).inc()
-            request.give(self._too_late())
+            self._end(request, dropped.ending)
         except StepError as error:
             self._metrics.dropped.labels("refused").inc()
             status = 400 if error.code in (ExitCode.USAGE, ExitCode.BAD_DATA) else 500

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ class Running:
 
     port: int
     client: Any
-    stop: Callable[[], None] = field(default=lambda: None)
+    stop: Callable[[], None] = lambda: None
+    """What SIGTERM does."""
 
     def speech(self, text: str = "good bye", **fields: Any) -> Any:
         body = {"model": "tiny", "voice": "huda", "input": text, **fields}
@@ -101,6 +102,10 @@ def serving(speaker: Speaker, voice: Voice) -> Callable[..., Any]:
         settings = Settings(name="tiny", port=0, token=token, limits=Limits(**{**small, **limits}))
         server = make_server(speaker, {"huda": voice}, settings)
         thread = threading.Thread(target=server.run)
+
+        def stop() -> None:
+            server.should_exit = True
+
         thread.start()
         try:
             while not server.started:
@@ -109,9 +114,9 @@ def serving(speaker: Speaker, voice: Voice) -> Callable[..., Any]:
             port = server.servers[0].sockets[0].getsockname()[1]
             headers = {} if token is None else {"Authorization": f"Bearer {token}"}
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as client:
-                yield Running(port, client)
+                yield Running(port, client, stop)
         finally:
-            server.should_exit = True
+            stop()
             thread.join(timeout=30)
             assert not thread.is_alive()
 

@@ -13,10 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 httpx = pytest.importorskip("httpx2")
 pytest.importorskip("fastapi")
+
+from higgsc.deploy.generate import Speech  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
 LONG = "This sentence belongs to a text that takes a while to be said. " * 30
@@ -86,16 +89,29 @@ def test_a_full_queue_says_when_to_come_again_and_who_leaves_it_makes_room(serve
     assert server.speech().status_code == 200
 
 
-def test_a_request_that_takes_too_long_is_ended(serving: Callable[..., Any]) -> None:
-    with serving(request_seconds=1.0) as server:
+def test_a_request_that_takes_too_long_is_ended(
+    serving: Callable[..., Any], speaker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first: list[Any] = []
+
+    def endless(*_: Any, after_row: Callable[[], None], **__: Any) -> Iterator[Any]:
+        yield from first
+        while True:
+            after_row()
+            time.sleep(0.02)
+
+    monkeypatch.setattr(speaker, "pieces", endless)
+    with serving(request_seconds=0.5) as server:
         start = time.monotonic()
-        answer = server.speech(LONG)
+        answer = server.speech()
         assert answer.status_code == 504
         assert time.monotonic() - start < 5
         server.wait_for("higgsc_speaking", 0, seconds=5)
         # A stream that has begun ends without its end, which clients take for the error that it is.
+        first.append(Speech(wave=np.zeros(960, np.float32), codes=np.zeros((1, 8), np.uint16), finished=True))
         with pytest.raises(httpx.RemoteProtocolError):
-            server.speech(LONG, response_format="pcm")
+            server.speech(response_format="pcm")
+        server.wait_for('higgsc_dropped_total{reason="timeout"}', 2)
 
 
 def test_an_error_of_the_model_is_that_of_one_request(
@@ -128,41 +144,46 @@ def test_many_clients_with_good_and_bad_requests(server: Any) -> None:
     assert 200 in answers[1::3]
 
 
-@pytest.mark.slow
-def test_sigterm_finishes_what_was_taken(command: Callable[..., Any]) -> None:
-    one = command("--queue", "4")
-    with ThreadPoolExecutor(3) as pool:
-        asked = [pool.submit(one.running.speech, "A text of some words, to be said.", seed=seed) for seed in range(3)]
-        one.running.wait_for("higgsc_speaking", 1)
-        time.sleep(0.3)
-        one.signal(signal.SIGTERM)
+def test_a_server_that_ends_finishes_what_it_took(serving: Callable[..., Any]) -> None:
+    with serving(queue=4) as server, ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(server.speech, "A text of some words, to be said.", seed=seed) for seed in range(3)]
+        server.wait_for("higgsc_queue_length", 2)
+        server.stop()
         assert [answer.result().status_code for answer in asked] == [200] * 3
-    assert one.process.wait(timeout=15) == 0, one.log.read_text()
-    with pytest.raises(httpx.ConnectError):
-        one.running.client.get("/health")
+
+
+def test_a_server_that_ends_tells_those_that_it_cannot_finish_for(serving: Callable[..., Any]) -> None:
+    with serving(queue=4, drain_seconds=0.5) as server, ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(server.speech, LONG) for _ in range(2)]
+        server.wait_for("higgsc_queue_length", 1)
+        server.stop()
+        answers = [answer.result() for answer in asked]
+        assert [answer.status_code for answer in answers] == [503, 503]
+        assert "shutting down" in answers[0].text
 
 
 @pytest.mark.slow
-def test_what_cannot_be_finished_in_time_is_ended_and_kill_9_is_survived(command: Callable[..., Any]) -> None:
-    one = command("--drain", "1", "--max-characters", "10000")
-    leave = leaving(one.running, "wav")
-    one.running.wait_for("higgsc_speaking", 1)
-    start = time.monotonic()
-    one.signal(signal.SIGTERM)
-    assert one.process.wait(timeout=15) == 0
-    assert time.monotonic() - start < 10
-    leave()
-
+def test_kill_9_and_a_new_start_and_sigterm(command: Callable[..., Any]) -> None:
     token = "correct-horse-battery-staple"
-    two = command("--port", str(one.running.port), environment={"HIGGSC_SERVE_TOKEN": token})
+    one = command(environment={"HIGGSC_SERVE_TOKEN": token})
     shown = {"Authorization": f"Bearer {token}"}
     body = {"model": "tiny", "voice": "huda", "input": "hi", "seed": 1}
-    said = two.running.client.post("/v1/audio/speech", json=body, headers=shown).content
-    assert token.encode() not in Path(f"/proc/{two.process.pid}/cmdline").read_bytes()
-    two.signal(signal.SIGKILL)
-    two.process.wait(timeout=10)
-    three = command("--port", str(one.running.port))
-    assert three.running.client.post("/v1/audio/speech", json=body).content == said
+    said = one.running.client.post("/v1/audio/speech", json=body, headers=shown).content
+    assert said.startswith(b"RIFF")
+    assert token.encode() not in Path(f"/proc/{one.process.pid}/cmdline").read_bytes()
+    one.signal(signal.SIGKILL)
+    one.process.wait(timeout=10)
+
+    two = command("--port", str(one.running.port))
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(two.running.client.post, "/v1/audio/speech", json=body)
+        two.running.wait_for("higgsc_speaking", 1)
+        two.signal(signal.SIGTERM)
+        assert asked.result().content == said
+    assert two.process.wait(timeout=60) == 0, two.log.read_text()
+    assert "Traceback" not in two.log.read_text()
+    with pytest.raises(httpx.ConnectError):
+        two.running.client.get("/health")
 
 
 @pytest.mark.slow
