@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.deploy.generate import Speaker
 from higgsc.deploy.serve.guard import Guard
 from higgsc.deploy.serve.metrics import Metrics
@@ -94,13 +95,20 @@ def serve(speaker: Speaker, settings: Settings, *, voices: Path | None) -> None:
     A second signal ends it at once.
 
     Raises:
-        StepError: See `load_voices`.
+        StepError: See `load_voices`; or the address is taken or not this machine's (74).
     """
     server = make_server(speaker, {} if voices is None else load_voices(voices, speaker), settings)
     # uvicorn sends itself the signal once more when it is done, for the handler that was there before.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _done)
-    server.run()
+    try:
+        server.run()
+    except SystemExit as end:  # after a line that says why
+        raise StepError(
+            f"cannot listen on {settings.host}, port {settings.port}",
+            code=ExitCode.IO,
+            help="name another --port, or end what listens there",
+        ) from end
 
 
 def _done(_signal: int, _frame: Any) -> None:

@@ -147,7 +147,7 @@ class Worker:
             request.ended = request.ended or "left"
             if request in self._waiting:
                 self._waiting.remove(request)
-                self._metrics.dropped.labels("left").inc()
+                self._metrics.dropped.labels(request.ended).inc()
 
     async def pieces(self, request: Request) -> AsyncGenerator[Speech, None]:
         """What is spoken, as it comes; whoever ends this early drops the request.
@@ -163,6 +163,7 @@ class Worker:
                     async with asyncio.timeout_at(request.loop.time() + request.deadline - time.monotonic() + 1):
                         item = await request.out.get()
                 except TimeoutError:
+                    request.ended = "timeout"
                     raise self._problem("timeout") from None
                 if isinstance(item, RequestError):
                     raise item

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +20,10 @@ import pytest
 httpx = pytest.importorskip("httpx2")
 pytest.importorskip("fastapi")
 
+from higgsc.contract.outcome import ExitCode, StepError  # noqa: E402
 from higgsc.deploy.generate import Speech  # noqa: E402
+from higgsc.deploy.serve.app import serve  # noqa: E402
+from higgsc.deploy.serve.settings import Settings  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
 LONG = "This sentence belongs to a text that takes a while to be said. " * 30
@@ -160,6 +164,16 @@ def test_a_server_that_ends_tells_those_that_it_cannot_finish_for(serving: Calla
         answers = [answer.result() for answer in asked]
         assert [answer.status_code for answer in answers] == [503, 503]
         assert "shutting down" in answers[0].text
+
+
+def test_a_port_that_is_taken(speaker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(StepError, match="cannot listen") as raised:
+            serve(speaker, Settings(name="tiny", port=taken.getsockname()[1]), voices=None)
+    assert raised.value.code == ExitCode.IO
 
 
 @pytest.mark.slow
