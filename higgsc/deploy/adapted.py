@@ -10,7 +10,8 @@ from peft import PeftModel
 
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.receipts import sha256_file
-from higgsc.deploy.merge import REPORT_FILE
+from higgsc.deploy.fit import BaseShapes, misfits
+from higgsc.deploy.merge.fold import REPORT_FILE
 from higgsc.train.model.adapter import CONFIG_FILE, Adapter, open_adapter, read_tensors
 
 
@@ -29,28 +30,12 @@ def put_on(model: Any, adapter: Path, *, base: Path) -> Any:
     folder = adapter / "adapter" if (adapter / "adapter" / CONFIG_FILE).is_file() else adapter
     opened = open_adapter(folder)
     _refuse_twice(opened, base)
-    _check_shapes(opened, model, base)
-    return PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device)).eval().get_base_model()
-
-
-def _check_shapes(adapter: Adapter, model: Any, base: Path) -> None:
-    """PEFT leaves out with a warning what it finds no place for."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    wanted: dict[str, tuple[str, tuple[int, ...]]] = {
-        name: (layer.key_a, layer.shape) for name, layer in adapter.layers.items()
-    }
-    wanted |= {name: (key, tuple(read_tensors(adapter, key)[0].shape)) for name, key in adapter.full.items()}
-    for name, (key, shape) in wanted.items():
-        if shapes.get(name) != shape:
-            there = "does not have" if name not in shapes else f"has with the shape {list(shapes[name])}"
-            raise StepError(
-                f"tensor {key!r} is for a weight `{name}` of shape {list(shape)}, which the model at {base} {there}",
-                path=adapter.weights_path,
-                help="name the model that the adapter was trained on"
-                + (f": `{adapter.base}`, it says" if adapter.base else ""),
-            )
-    for layer in adapter.layers.values():
-        read_tensors(adapter, layer.key_a, layer.key_b)  # refuses what is not finite
+    for misfit in misfits(opened, BaseShapes(f"the model at {base}", shapes)):  # PEFT leaves them out with a warning
+        raise misfit
+    for layer in opened.layers.values():
+        read_tensors(opened, layer.key_a, layer.key_b)  # refuses what is not finite
+    return PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device)).eval().get_base_model()
 
 
 def _refuse_twice(adapter: Adapter, base: Path) -> None:
