@@ -84,8 +84,10 @@ def test_options_of_the_sampling_do_what_they_say(speaker: Speaker, voice: Voice
     assert np.array_equal(greedy, codes(top_k=1, ras_window=0))
     assert np.array_equal(greedy, codes(top_p=1e-6, ras_window=0))
     assert not np.array_equal(plain, greedy)
-    assert not np.array_equal(codes(temperature=0.01), codes(temperature=0.01, ras_window=0))
-    assert not np.array_equal(codes(temperature=0.01), codes(temperature=0.01, ras_max_repeats=100))
+    # A window that reaches over the reference finds repeats; with enough of them allowed, they make no difference.
+    without = codes(top_k=2, ras_window=0)
+    assert not np.array_equal(without, codes(top_k=2, ras_window=1_000, ras_max_repeats=1))
+    assert np.array_equal(without, codes(top_k=2, ras_window=1_000, ras_max_repeats=10_000))
 
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": True, "modules_to_save": ["audio_lm_head"]}])
@@ -143,7 +145,7 @@ def test_each_line_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert code == 0, output
     names = ["0001-seed-7.wav", "0001-seed-8.wav", "0003-seed-7.wav", "0003-seed-8.wav"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
-    assert output.startswith("out/0001-seed-7.wav: 0.")
+    assert "\nout/0001-seed-8.wav: 0." in output
     # A line's file is what the text alone gives, whatever else was said before it.
     assert generate("--text", "كيف حالك؟", "-o", "alone.wav", "--seed", "8")[0] == 0
     assert (tmp_path / "alone.wav").read_bytes() == (tmp_path / "out/0003-seed-8.wav").read_bytes()
