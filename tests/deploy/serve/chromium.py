@@ -88,7 +88,9 @@ class Browser:
     def complaints(self) -> list[str]:
         """What the browser has to say against the page: errors of scripts, violations of its policy."""
         return [
-            event["params"]["entry"]["text"] for event in self.events if event.get("method") == "Log.entryAdded"
+            event["params"]["entry"]["text"]
+            for event in self.events
+            if event.get("method") == "Log.entryAdded" and event["params"]["entry"]["level"] != "verbose"
         ] + [
             event["params"]["exceptionDetails"]["text"]
             for event in self.events

@@ -56,7 +56,7 @@ def said(page: Any) -> float:
 
 def test_a_person_tries_it(serving: Callable[..., Any], browser: Any, microphone: Path, tmp_path: Path) -> None:
     with serving() as server:
-        browser.size(900, 900)
+        browser.size(900, 640)
         browser.open(f"http://127.0.0.1:{server.port}/")
         browser.until("document.getElementById('status').textContent === 'Ready.'")
 
@@ -93,7 +93,7 @@ def test_a_person_tries_it(serving: Callable[..., Any], browser: Any, microphone
         # Who stops is not spoken for any more.
         browser.js("text.value = 'A long text that goes on. '.repeat(70); speak.click()")
         server.wait_for("higgsc_speaking", 1)
-        browser.js("stop.click()")
+        browser.js("at('stop').click()")
         browser.until("document.getElementById('status').textContent === 'Stopped.'")
         server.wait_for("higgsc_speaking", 0)
 
