@@ -78,6 +78,7 @@ def make_server(speaker: Speaker, voices: Mapping[str, Voice], settings: Setting
             ws="none",
             loop="asyncio",
             limit_concurrency=limits.connections,
+            timeout_keep_alive=round(limits.idle_seconds),
             timeout_graceful_shutdown=round(limits.drain_seconds) + _LAST_RESORT_SECONDS,
             server_header=False,
             proxy_headers=False,

@@ -45,6 +45,9 @@ class Limits:
     """For a client to send the body."""
     write_seconds: float = 30.0
     """For a client to take what is ready for it."""
+    idle_seconds: float = 20.0
+    """For a connection between two requests: longer than clients keep one (httpx 5 s, browsers more), as a request that
+    crosses its closing is lost."""
     drain_seconds: float = 120.0
     """After SIGTERM, for what waits and is spoken to be finished."""
 
