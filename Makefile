@@ -31,6 +31,7 @@ bench: $(VENV)/installed .venv-torchx/installed
 	$(BIN)/python benchmarks/build.py --torchx .venv-torchx/bin/torchx
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/serve.py
 
 # The tests run shellcheck on every script that is emitted, ask a real language server about the schema, and hand
 # steps to the real TorchX, which pins an old urllib3 and so has an environment of its own.
@@ -61,7 +62,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "higgsc needs Python 3.11 or newer; name one with: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,serve,dev]'
 	@touch $@
 
 clean:

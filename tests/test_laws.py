@@ -26,6 +26,10 @@ HEAVY = {
     "soxr",
     "tensorboard",
     "fsspec",
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "prometheus_client",
 }
 COMPILE_SIDE = ("spec", "catalog", "compiler", "emit", "launch", "cli", "contract")
 RUN_SIDE = ("data", "train", "deploy")

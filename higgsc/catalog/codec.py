@@ -6,6 +6,9 @@ than frames. Sources: the configuration of `bosonai/higgs-audio-v2-tokenizer`, a
 `processing_higgs_audio_v2.py` (`build_delay_pattern`, `get_audio_tokens`).
 """
 
+RELEASED_TOKENIZER = "bosonai/higgs-audio-v2-tokenizer"
+"""Hub id of the released codec."""
+
 SAMPLE_RATE = 24_000
 """Samples per second of the codec's mono input and output, in hertz."""
 

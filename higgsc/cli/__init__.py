@@ -30,7 +30,8 @@ COMMANDS = {
     "data": "Convert and validate speech data.",
     "checkpoint": "List, validate, compare, find and convert checkpoints and adapters.",
     "merge": "Fold a LoRA adapter into its base model.",
-    "generate": "Speak a text in the voice of a recording.",
+    "generate": "Speak texts in the voice of a recording.",
+    "serve": "Serve a model over HTTP, for OpenAI's clients and with a page.",
     "explain": "Explain a diagnostic code, or where a value came from.",
     "diff": "Show what changed between two specs or git revisions, and what it means.",
     "schema": "Print the JSON Schema of specs, for editors.",
@@ -51,6 +52,9 @@ TRAIN_EXTRA = {
     "transformers",
 }
 """What the extra `train` brings; a login node does without."""
+
+SERVE_EXTRA = {"fastapi", "multipart", "prometheus_client", "python_multipart", "starlette", "uvicorn"}
+"""What `serve` needs beyond it."""
 
 
 class LazyGroup(click.Group):
@@ -102,11 +106,13 @@ def main() -> None:
         click.echo(f"{click.style('error', fg='red', bold=True)}: {error}", err=True)
         sys.exit(error.code)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in TRAIN_EXTRA:
+        missing = (error.name or "").split(".")[0]
+        if missing not in TRAIN_EXTRA | SERVE_EXTRA:
             raise
+        extras = "train,serve" if missing in SERVE_EXTRA else "train"
         click.echo(
             f"{click.style('error', fg='red', bold=True)}: this command needs {error.name}, which is not installed\n"
-            "  = help: pip install 'higgsc[train]'",
+            f"  = help: pip install 'higgsc[{extras}]'",
             err=True,
         )
         sys.exit(ExitCode.MISSING_INPUT)

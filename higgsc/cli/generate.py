@@ -1,18 +1,23 @@
-"""`higgsc generate`: a text in the voice of a recording."""
+"""`higgsc generate`: texts in the voice of a recording."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
 
+from higgsc.catalog.codec import FRAMES_PER_SECOND, RELEASED_TOKENIZER
 from higgsc.cli.compiling import relative
 from higgsc.cli.quiet import quiet_libraries
 from higgsc.contract.jobs import TextJob
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+LARGEST_SEED = 2**63 - 1
 
 
 def text_options(command: Command) -> Command:
@@ -26,38 +31,123 @@ def text_options(command: Command) -> Command:
     return command
 
 
+def model_options(command: Command) -> Command:
+    """What to speak with, beside the model."""
+    for decorate in reversed(
+        (
+            click.option("--adapter", type=click.Path(path_type=Path), help="Adapter in PEFT format, not merged yet."),
+            click.option("--revision", help="Commit of the model on the hub."),
+            click.option("--audio-tokenizer", default=RELEASED_TOKENIZER, show_default=True),
+            click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
+            text_options,
+        )
+    ):
+        command = decorate(command)
+    return command
+
+
 @click.command("generate")
-@click.option("--model", required=True, help="Folder of a merged model, hub id, or builtin:tiny.")
-@click.option("--audio-tokenizer", default="bosonai/higgs-audio-v2-tokenizer", show_default=True)
+@click.option("--model", required=True, help="Folder of a merged model or a base, hub id, or builtin:tiny.")
 @click.option("--reference", required=True, type=click.Path(path_type=Path), help="Recording of the voice.")
 @click.option("--reference-text", required=True, help="What is said in the recording.")
-@click.option("--text", required=True, help="What to say.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The WAV file to write.")
+@click.option("--text", help="What to say.")
+@click.option("--file", type=click.Path(path_type=Path), help="What to say: a text on each line, UTF-8.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The WAV file to write; with --file the folder, for 0001.wav and so on.",
+)
+@click.option("--force", is_flag=True, help="Replace files that are there.")
+@click.option(
+    "--seed",
+    "seeds",
+    type=click.IntRange(0, LARGEST_SEED),
+    multiple=True,
+    default=(0,),
+    show_default=True,
+    help="Same seed, same speech; given several times, each text is said with each.",
+)
 @click.option("--temperature", type=click.FloatRange(0, 2), default=0.7, show_default=True, help="0: likeliest code.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--max-seconds", type=click.FloatRange(0.04, 600), default=30.0, show_default=True)
-@text_options
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Default: the checkpoint's.")
+@click.option("--top-k", type=click.IntRange(1), help="Default: the checkpoint's.")
+@click.option("--ras-window", type=click.IntRange(0), help="Rows that are looked back on for repeats; 0: none.")
+@click.option("--ras-max-repeats", type=click.IntRange(1), help="Repeats among them that make a code be redrawn.")
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(0.04, 600),
+    default=30.0,
+    show_default=True,
+    help="Where to cut off what does not end by itself, for each piece of some 200 characters.",
+)
+@model_options
 def command(
     model: str,
-    audio_tokenizer: str,
     reference: Path,
     reference_text: str,
-    text: str,
+    text: str | None,
+    file: Path | None,
     output: Path,
+    force: bool,
+    seeds: tuple[int, ...],
     temperature: float,
-    seed: int,
+    top_p: float | None,
+    top_k: int | None,
+    ras_window: int | None,
+    ras_max_repeats: int | None,
     max_seconds: float,
+    adapter: Path | None,
+    revision: str | None,
+    audio_tokenizer: str,
     device: str,
     **text_options: Any,
 ) -> None:
-    """Speak TEXT in the voice of a recording."""
+    """Speak a text, or each line of a file, in the voice of a recording.
+
+    Long texts are said some sentences at a time, always from the same recording."""
+    if (text is None) == (file is None):
+        raise click.UsageError("say what to speak with either --text or --file")
     quiet_libraries()
+    from higgsc.deploy.takes import check, each_line, one_text
+
+    options, seeds = TextJob(**text_options), tuple(dict.fromkeys(seeds))
+    takes = each_line(file, seeds, output) if file is not None else one_text(text or "", seeds, output)
+    check(takes, options, file=file, force=force)
+
     from higgsc.data.audio import write_wav
     from higgsc.deploy.generate import Speaker
+    from higgsc.train.speech.sampling import Sampling
 
-    speaker = Speaker.load(model, audio_tokenizer, text=TextJob(**text_options), device=device)
-    speech = speaker.speak(reference, reference_text, text, seed=seed, temperature=temperature, max_seconds=max_seconds)
-    write_wav(output, speech.wave)
-    end = "" if speech.finished else f", cut off at {max_seconds:g} s without end-of-stream"
-    click.echo(f"{relative(output)}: {speech.seconds:.2f} s{end}")
+    sampling = Sampling(
+        temperature=temperature, top_p=top_p, top_k=top_k, ras_window=ras_window, ras_max_repeats=ras_max_repeats
+    )
+    speaker = Speaker.load(model, audio_tokenizer, adapter=adapter, revision=revision, text=options, device=device)
+    voice = speaker.voice(reference, reference_text)
+    for number, take in enumerate(takes, start=1):
+        with _progress(f"{number}/{len(takes)} {take.wav.name}") as after_row:
+            speech = speaker.speak(
+                voice, take.text, seed=take.seed, sampling=sampling, max_seconds=max_seconds, after_row=after_row
+            )
+        write_wav(take.wav, speech.wave)
+        end = "" if speech.finished else f", cut off at {max_seconds:g} s without end-of-stream"
+        click.echo(f"{relative(take.wav)}: {speech.seconds:.2f} s{end}")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[], None] | None]:
+    """On a terminal, how many seconds have been spoken; called after each row."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    rows = 0
+    with Console(stderr=True).status(what) as status:
+
+        def after_row() -> None:
+            nonlocal rows
+            rows += 1
+            status.update(f"{what}  {rows / FRAMES_PER_SECOND:.1f} s")
+
+        yield after_row

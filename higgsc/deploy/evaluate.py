@@ -37,6 +37,7 @@ from higgsc.train.objective.validate import ValidationLosses, validation_losses
 from higgsc.train.parallel.mesh import Mesh, open_mesh
 from higgsc.train.seeds import Purpose, torch_seed
 from higgsc.train.speech.samples import file_stem
+from higgsc.train.speech.sampling import Sampling
 from higgsc.train.speech.speak import Codes
 
 REPORT_FILE = "evaluation.json"
@@ -175,7 +176,7 @@ def _speak(speaker: Speaker, store: Store, index: int, job: EvaluateJob, folder:
         sample.reference,
         sample.middle,
         seed=seed,
-        temperature=job.temperature,
+        sampling=Sampling(temperature=job.temperature),
         max_seconds=max_seconds,
     )
     wav = folder / f"{file_stem(sample.id)}.wav"

@@ -37,6 +37,7 @@ from higgsc.train.report.metrics import SavedMeter  # noqa: E402
 from higgsc.train.report.speed import Window  # noqa: E402
 from higgsc.train.rows.row import pack  # noqa: E402
 from higgsc.train.rows.sequence import AudioTokens, build_sequence  # noqa: E402
+from higgsc.train.speech.sampling import Sampling  # noqa: E402
 
 CLIPS = Path(__file__).parents[2] / "specs/data/quickstart/audio"
 TINY = ModelRef(base="builtin:tiny", revision=None, audio_tokenizer="builtin:tiny", audio_tokenizer_revision=None)
@@ -163,13 +164,20 @@ def test_what_was_trained_is_what_is_spoken(
     assert result.figures["samples_finished"] == 1
     sample = store.sample(index)
     merged = Speaker.load(tmp_path / "runs/t/merged", "builtin:tiny", dtype=torch.float32)
-    speech = merged.respond(sample.prefix, sample.reference, sample.middle, seed=0, temperature=0, max_seconds=30)
+    speech = merged.respond(
+        sample.prefix, sample.reference, sample.middle, seed=0, sampling=Sampling(temperature=0), max_seconds=30
+    )
     assert speech.finished
     assert np.array_equal(speech.codes, sample.target)
     # The end comes within exactly as many seconds as there is to say, and is cut off a frame before.
     for frames, finished in ((len(sample.target), True), (len(sample.target) - 1, False)):
         cut = merged.respond(
-            sample.prefix, sample.reference, sample.middle, seed=0, temperature=0, max_seconds=(frames + 0.5) / 25
+            sample.prefix,
+            sample.reference,
+            sample.middle,
+            seed=0,
+            sampling=Sampling(temperature=0),
+            max_seconds=(frames + 0.5) / 25,
         )
         assert (len(cut.codes), cut.finished) == (frames, finished)
 

@@ -20,7 +20,8 @@ from higgsc.contract.outcome import ExitCode, StepError  # noqa: E402
 from higgsc.data.audio import read_mono  # noqa: E402
 from higgsc.data.codec import audio_tokenizer_class  # noqa: E402
 from higgsc.data.delay import apply_delay  # noqa: E402
-from higgsc.deploy.generate import Speaker  # noqa: E402
+from higgsc.deploy.generate import Speaker, Speech  # noqa: E402
+from higgsc.train.speech.sampling import Sampling  # noqa: E402
 from higgsc.train.speech.speak import speak, spoken_codes  # noqa: E402
 
 CLIP = Path(__file__).parents[2] / "specs/data/quickstart/audio/huda-01.flac"
@@ -36,6 +37,19 @@ def speaker() -> Speaker:
 def reference() -> NDArray[np.float32]:
     """A second of speech, whole frames."""
     return read_mono(CLIP, max_seconds=30)[:24_000]
+
+
+def say(
+    speaker: Speaker,
+    reference: NDArray[np.float32] | Path,
+    reference_text: str,
+    text: str,
+    *,
+    temperature: float = 1.0,
+    **options: Any,
+) -> Speech:
+    voice = speaker.voice(reference, reference_text)
+    return speaker.speak(voice, text, sampling=Sampling(temperature=temperature), **options)
 
 
 def codes(seed: int, frames: int) -> NDArray[np.uint16]:
@@ -110,7 +124,7 @@ def test_prompt_is_that_of_the_processor(speaker: Speaker, base: Path, reference
 
 
 def test_speech(speaker: Speaker, reference: NDArray[np.float32]) -> None:
-    speeches = [speaker.speak(reference, *TEXTS, seed=seed, max_seconds=1) for seed in range(4)]
+    speeches = [say(speaker, reference, *TEXTS, seed=seed, max_seconds=1) for seed in range(4)]
     for speech in speeches:
         assert speech.codes.dtype == np.uint16
         assert speech.codes.max() < 1024
@@ -125,10 +139,10 @@ def test_same_seed_same_speech_and_the_callers_random_state_is_left_alone(
     speaker: Speaker, reference: NDArray[np.float32]
 ) -> None:
     before = torch.get_rng_state()
-    first = speaker.speak(reference, *TEXTS, seed=5, max_seconds=1)
+    first = say(speaker, reference, *TEXTS, seed=5, max_seconds=1)
     assert torch.equal(before, torch.get_rng_state())
     torch.rand(3)
-    second = speaker.speak(reference, *TEXTS, seed=5, max_seconds=1)
+    second = say(speaker, reference, *TEXTS, seed=5, max_seconds=1)
     assert np.array_equal(first.codes, second.codes)
     assert np.array_equal(first.wave, second.wave)
 
@@ -156,10 +170,10 @@ def droning_speaker() -> Speaker:
 def test_cut_off(
     droning_speaker: Speaker, reference: NDArray[np.float32], seconds: float, frames: int, temperature: float
 ) -> None:
-    speech = droning_speaker.speak(reference, *TEXTS, temperature=temperature, max_seconds=seconds)
+    speech = say(droning_speaker, reference, *TEXTS, temperature=temperature, max_seconds=seconds)
     assert not speech.finished
     assert speech.codes.shape == (frames, 8)
-    longer = droning_speaker.speak(reference, *TEXTS, temperature=temperature, max_seconds=1)
+    longer = say(droning_speaker, reference, *TEXTS, temperature=temperature, max_seconds=1)
     assert np.array_equal(speech.codes, longer.codes[:frames])
 
 
@@ -167,10 +181,10 @@ def test_greedy_search_does_not_depend_on_the_seed(droning_speaker: Speaker, ref
     # The checkpoint has repetition-aware sampling on, which would draw at random from the second repetition on.
     assert droning_speaker._model.generation_config.ras_win_len == 7
     speeches = [
-        droning_speaker.speak(reference, *TEXTS, seed=seed, temperature=0, max_seconds=1).codes for seed in range(3)
+        say(droning_speaker, reference, *TEXTS, seed=seed, temperature=0, max_seconds=1).codes for seed in range(3)
     ]
     assert all((codes == 7).all() for codes in speeches)
-    sampled = droning_speaker.speak(reference, *TEXTS, temperature=0.1, max_seconds=1).codes
+    sampled = say(droning_speaker, reference, *TEXTS, temperature=0.1, max_seconds=1).codes
     assert not (sampled == 7).all()
 
 
@@ -188,7 +202,7 @@ def test_greedy_is_what_the_model_predicts_given_reference_and_prompt(
         )
         inputs = speaker.prompt(segments.prefix, codes, segments.middle)
         model: Any = speaker._model
-        rows = speak(model.generate, model.generation_config, inputs, 20, seed=0, temperature=0)
+        rows = speak(model.generate, model.generation_config, inputs, 20, seed=0, sampling=Sampling(temperature=0))
         placeholders = torch.full((1, len(rows)), model.config.audio_token_id)
         with torch.no_grad():
             logits = model(
@@ -209,37 +223,46 @@ def test_greedy_is_what_the_model_predicts_given_reference_and_prompt(
 
 
 def test_reference_file_is_the_same_as_its_samples(speaker: Speaker) -> None:
-    by_path = speaker.speak(CLIP, *TEXTS, max_seconds=0.4)
-    by_array = speaker.speak(read_mono(CLIP, max_seconds=30), *TEXTS, max_seconds=0.4)
+    by_path = say(speaker, CLIP, *TEXTS, max_seconds=0.4)
+    by_array = say(speaker, read_mono(CLIP, max_seconds=30), *TEXTS, max_seconds=0.4)
     assert np.array_equal(by_path.codes, by_array.codes)
 
 
 def test_the_reference_matters(speaker: Speaker, reference: NDArray[np.float32]) -> None:
-    one = speaker.speak(reference, *TEXTS, max_seconds=1)
-    other = speaker.speak(reference[::-1].copy(), *TEXTS, max_seconds=1)
+    one = say(speaker, reference, *TEXTS, max_seconds=1)
+    other = say(speaker, reference[::-1].copy(), *TEXTS, max_seconds=1)
     assert not np.array_equal(one.codes, other.codes)
 
 
 def test_text_is_cleaned_as_in_training(speaker: Speaker, reference: NDArray[np.float32]) -> None:
-    plain = speaker.speak(reference, *TEXTS, max_seconds=0.4)
-    dirty = speaker.speak(reference, " hello\u200b\n there", "good  bye, and thank you\u202c ", max_seconds=0.4)
+    plain = say(speaker, reference, *TEXTS, max_seconds=0.4)
+    dirty = say(speaker, reference, " hello\u200b\n there", "good  bye, and thank you\u202c ", max_seconds=0.4)
     assert np.array_equal(plain.codes, dirty.codes)
 
 
 Call = Callable[[Speaker, NDArray[np.float32]], object]
 
 MISTAKES: dict[str, tuple[Call, int, str]] = {
-    "empty": (lambda s, r: s.speak(r, TEXTS[0], " \n"), 2, "empty"),
-    "empty reference text": (lambda s, r: s.speak(r, "", TEXTS[1]), 2, "empty"),
-    "control token": (lambda s, r: s.speak(r, TEXTS[0], "stop <|eot_id|> now"), 2, "<|eot_id|>"),
-    "placeholder": (lambda s, r: s.speak(r, "a <|AUDIO_OUT|>", TEXTS[1]), 2, "<|AUDIO_OUT|>"),
-    "no file": (lambda s, r: s.speak(Path("no/such.wav"), *TEXTS), 66, "no/such.wav"),
-    "not audio": (lambda s, r: s.speak(Path(__file__), *TEXTS), 65, "test_generate.py"),
-    "no samples": (lambda s, r: s.speak(r[:0], *TEXTS), 65, "no samples"),
-    "not finite": (lambda s, r: s.speak(r * np.float32("nan"), *TEXTS), 65, "finite"),
-    "stereo": (lambda s, r: s.speak(np.stack((r, r)), *TEXTS), 65, "shape"),
-    "temperature": (lambda s, r: s.speak(r, *TEXTS, temperature=-1), 2, "temperature"),
-    "length": (lambda s, r: s.speak(r, *TEXTS, max_seconds=0.01), 2, "0.04"),
+    "empty": (lambda s, r: say(s, r, TEXTS[0], " \n"), 2, "empty"),
+    "empty reference text": (lambda s, r: say(s, r, "", TEXTS[1]), 2, "empty"),
+    "control token": (lambda s, r: say(s, r, TEXTS[0], "stop <|eot_id|> now"), 2, "<|eot_id|>"),
+    "placeholder": (lambda s, r: say(s, r, "a <|AUDIO_OUT|>", TEXTS[1]), 2, "<|AUDIO_OUT|>"),
+    "no file": (lambda s, r: say(s, Path("no/such.wav"), *TEXTS), 66, "no/such.wav"),
+    "not audio": (lambda s, r: say(s, Path(__file__), *TEXTS), 65, "test_generate.py"),
+    "no samples": (lambda s, r: say(s, r[:0], *TEXTS), 65, "0.00 s"),
+    "not finite": (lambda s, r: say(s, r * np.float32("nan"), *TEXTS), 65, "finite"),
+    "stereo": (lambda s, r: say(s, np.stack((r, r)), *TEXTS), 65, "shape"),
+    "temperature": (lambda s, r: say(s, r, *TEXTS, temperature=-1), 2, "temperature"),
+    "silent": (lambda s, r: say(s, r * 0, *TEXTS), 65, "silent"),
+    "too short": (lambda s, r: say(s, r[:9_600], *TEXTS), 65, "0.40 s"),
+    "too long": (lambda s, r: say(s, np.tile(r, 61), *TEXTS), 65, "60 s"),
+    "endless text": (lambda s, r: say(s, r, TEXTS[0], "a " * 25_001), 2, "50,002"),
+    "seed": (lambda s, r: say(s, r, *TEXTS, seed=-1), 2, "seed"),
+    "top_p": (lambda s, r: Sampling(top_p=0), 2, "top_p"),
+    "top_k": (lambda s, r: Sampling(top_k=0), 2, "top_k"),
+    "window": (lambda s, r: Sampling(ras_window=-1), 2, "ras_window"),
+    "repeats": (lambda s, r: Sampling(ras_max_repeats=0), 2, "ras_max_repeats"),
+    "length": (lambda s, r: say(s, r, *TEXTS, max_seconds=0.01), 2, "0.04"),
     "no model": (lambda s, r: Speaker.load("no/such/model", "builtin:tiny"), 66, "no/such/model"),
     "no codec": (lambda s, r: Speaker.load("builtin:tiny", "no/such/codec"), 66, "no/such/codec"),
 }
@@ -261,4 +284,4 @@ def test_checkpoint_without_repetition_window(base: Path, tmp_path: Path, refere
     path.write_text(json.dumps(kept))
     speaker = Speaker.load(tmp_path / "model", "builtin:tiny", dtype=torch.float32)
     for temperature in (0.0, 1.0):
-        assert len(speaker.speak(reference, *TEXTS, temperature=temperature, max_seconds=0.4).codes)
+        assert len(say(speaker, reference, *TEXTS, temperature=temperature, max_seconds=0.4).codes)

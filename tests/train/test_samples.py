@@ -21,6 +21,7 @@ from higgsc.train import training
 from higgsc.train.model.build import load_base
 from higgsc.train.report.tracking.tensorboard import TensorBoard
 from higgsc.train.seeds import Purpose, torch_seed
+from higgsc.train.speech.sampling import Sampling
 
 from .conftest import Project
 from .ranks import errors, train
@@ -79,7 +80,7 @@ def test_before_the_first_step_the_base_is_heard(project: Project) -> None:
         sample.reference,
         sample.middle,
         seed=torch_seed(job.seed, Purpose.SAMPLING, index),
-        temperature=0.9,
+        sampling=Sampling(temperature=0.9),
         max_seconds=2 * len(sample.target) / 25 + 2.01,  # a hundredth for the rounding
     )
     wave = heard(project)["step-0/sample-2.wav"]

@@ -24,6 +24,7 @@ from higgsc.train.objective.loss import LossModule
 from higgsc.train.parallel.mesh import Mesh
 from higgsc.train.rows.sequence import AudioTokens
 from higgsc.train.seeds import Purpose, torch_seed
+from higgsc.train.speech.sampling import Sampling
 from higgsc.train.speech.speak import Codes, prompt, speak, spoken_codes
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Samples:
         settings = job.checkpoint.samples
         held_out = settings is not None and settings.prompts == "held-out" and len(store.validation) > 0
         self._chosen = (store.validation if held_out else store.train)[: settings.count if settings is not None else 0]
-        self._temperature = settings.temperature if settings is not None else 0.0
+        self._sampling = Sampling(temperature=settings.temperature if settings is not None else 0.0)
         stems = {int(index): file_stem(store.record(int(index))["id"]) for index in self._chosen}
         twice = {stem for stem in stems.values() if list(stems.values()).count(stem) > 1}
         self._names = {index: f"{stem}-{index}" if stem in twice else stem for index, stem in stems.items()}
@@ -116,7 +117,7 @@ class Samples:
                 inputs,
                 self._frames(index),
                 seed=torch_seed(self._job.seed, Purpose.SAMPLING, index),
-                temperature=self._temperature,
+                sampling=self._sampling,
                 together=self._mesh.in_step,
             )
         codes, finished = spoken_codes(rows)

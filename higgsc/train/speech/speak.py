@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from higgsc.catalog.codec import CODEBOOK_ENTRIES, CODEBOOKS, DELAY_ROWS, EXTRA_ROWS_PER_CLIP, STREAM_EOS
 from higgsc.data.delay import apply_delay
+from higgsc.train.speech.sampling import Sampling
 
 Codes = npt.NDArray[np.uint16]
 Ids = npt.NDArray[np.int64]
@@ -50,6 +50,17 @@ def prompt(
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
+class _AfterRow(StoppingCriteria):  # type: ignore[misc]
+    """Where transformers lets a caller in between two rows."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        self._call()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
 @torch.no_grad()
 def speak(
     generate: Callable[..., Any],
@@ -58,8 +69,9 @@ def speak(
     frames: int,
     *,
     seed: int,
-    temperature: float,
+    sampling: Sampling,
     together: bool = False,
+    after_row: Callable[[], None] | None = None,
 ) -> npt.NDArray[np.int64]:
     """Rows of the answer to a prompt, `[R, 8]`, from the all-BOS row on; R is at most `frames + 9`.
 
@@ -71,35 +83,21 @@ def speak(
         inputs: As from `prompt`.
         frames: Where to cut the speech off.
         seed: The same seed on the same machine gives the same speech.
-        temperature: Of the sampling; 0 takes the likeliest code each time.
+        sampling: How codes are drawn.
         together: Whether other processes have to run forward as often as this one.
+        after_row: Called after each row; what it raises ends the generation, and comes out of here.
     """
     device = inputs["input_ids"].device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         result = generate(
             **inputs,
-            generation_config=_settings(settings, frames + EXTRA_ROWS_PER_CLIP, temperature),
+            generation_config=sampling.settings(settings, frames + EXTRA_ROWS_PER_CLIP),
             synced_gpus=together,
+            **({} if after_row is None else {"stopping_criteria": StoppingCriteriaList([_AfterRow(after_row)])}),
         )
     rows: npt.NDArray[np.int64] = result[0, inputs["audio_input_ids"].shape[1] :].cpu().numpy()
     return rows
-
-
-def _settings(checkpoint: GenerationConfig, rows: int, temperature: float) -> GenerationConfig:
-    """The checkpoint's settings with this call's; `generate` takes the repetition window from here alone."""
-    settings = copy.deepcopy(checkpoint)
-    settings.max_new_tokens, settings.do_sample = rows, temperature > 0
-    if temperature > 0:
-        settings.temperature = temperature
-        return settings
-    # What is None here, `generate` fills in from the checkpoint; these are the values that do nothing.
-    settings.temperature, settings.top_p, settings.top_k = 1.0, 1.0, 50
-    if getattr(settings, "ras_win_len", None) is not None:
-        # Repetition-aware sampling draws at random where codes repeat, under greedy search too. A window of
-        # this many rows cannot hold more repeats than that.
-        settings.ras_win_max_num_repeat = settings.ras_win_len + 1
-    return settings
 
 
 def spoken_codes(rows: npt.NDArray[np.int64]) -> tuple[Codes, bool]:

@@ -1,0 +1,55 @@
+"""A base with an adapter on it, as PEFT computes it; what PEFT would pass over in silence is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.contract.receipts import sha256_file
+from higgsc.deploy.fit import BaseShapes, misfits
+from higgsc.deploy.merge.fold import REPORT_FILE
+from higgsc.train.model.adapter import CONFIG_FILE, Adapter, open_adapter, read_tensors
+
+
+def put_on(model: Any, adapter: Path, *, base: Path) -> Any:
+    """The model with an adapter, in evaluation mode; its weights stay as they are, the adapter is added as it computes.
+
+    Args:
+        model: The base, loaded.
+        adapter: Folder of an adapter in PEFT's format, this project's or any other's, or of a checkpoint that has one.
+        base: The folder that the model was loaded from.
+
+    Raises:
+        StepError: The adapter is missing (66), damaged, of another kind than LoRA, trained on a model of other shapes,
+            or in the merged model already (65).
+    """
+    folder = adapter / "adapter" if (adapter / "adapter" / CONFIG_FILE).is_file() else adapter
+    opened = open_adapter(folder)
+    _refuse_twice(opened, base)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for misfit in misfits(opened, BaseShapes(f"the model at {base}", shapes)):  # PEFT leaves them out with a warning
+        raise misfit
+    for layer in opened.layers.values():
+        read_tensors(opened, layer.key_a, layer.key_b)  # refuses what is not finite
+    return PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device)).eval().get_base_model()
+
+
+def _refuse_twice(adapter: Adapter, base: Path) -> None:
+    report = base / REPORT_FILE
+    if not report.is_file():
+        return
+    try:
+        merged = json.loads(report.read_text("utf-8"))["adapter_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StepError(f"not the report of a merge: {error}", path=report) from error
+    if merged == sha256_file(adapter.weights_path):
+        raise StepError(
+            f"the model at {base} holds this adapter already: it is their merge",
+            code=ExitCode.USAGE,
+            path=adapter.folder,
+            help="leave `--adapter` out, or name the base as the model",
+        )

@@ -1,0 +1,111 @@
+"""What `higgsc generate` is asked to say, and into which files; all of it checked before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from higgsc.contract.jobs import TextJob
+from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.data.text import clean_text
+
+MAX_CHARACTERS = 50_000
+"""Longest text that is spoken in one go, about an hour."""
+
+MAX_FILE_BYTES = 16_000_000
+"""Largest file of texts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Take:
+    """One text to be said once."""
+
+    text: str
+    seed: int
+    wav: Path
+    """The file to write."""
+    line: int | None = None
+    """Where the text stands in a file of texts, from 1."""
+
+
+def one_text(text: str, seeds: Sequence[int], output: Path) -> list[Take]:
+    """A text, said with each of the seeds.
+
+    Args:
+        text: What to say.
+        seeds: With several, the seed becomes part of the file's name: `out-seed-7.wav`.
+        output: The WAV file.
+    """
+    return [Take(text=text, seed=seed, wav=_name(output, seed, seeds)) for seed in seeds]
+
+
+def each_line(file: Path, seeds: Sequence[int], output: Path) -> list[Take]:
+    """Each line of a UTF-8 file, said with each of the seeds; empty lines are passed over.
+
+    Args:
+        file: The texts.
+        seeds: With several, the seed becomes part of the file's name: `0001-seed-7.wav`.
+        output: A folder; a line's file has its number in the file, from 1: `0001.wav`.
+
+    Raises:
+        StepError: The file is missing (66), or not such a file (65).
+    """
+    try:
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise StepError(f"the file of texts is larger than {MAX_FILE_BYTES / 1e6:g} MB", path=file)
+        lines = file.read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise StepError(f"cannot read the texts: {error.strerror}", code=ExitCode.MISSING_INPUT, path=file) from error
+    except UnicodeDecodeError as error:
+        raise StepError(f"the texts are not UTF-8: {error.reason}", path=file, help="save it as UTF-8") from error
+    takes = [
+        Take(text=line, seed=seed, wav=_name(output / f"{number:04d}.wav", seed, seeds), line=number)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+        for seed in seeds
+    ]
+    if not takes:
+        raise StepError("there is no text in the file", path=file)
+    return takes
+
+
+def check(takes: Iterable[Take], options: TextJob, *, file: Path | None, force: bool) -> None:
+    """Refuse what cannot be said, and what would be written over.
+
+    Args:
+        takes: What is to be said.
+        options: How texts are normalised.
+        file: Where the texts come from.
+        force: Whether files may be replaced.
+
+    Raises:
+        StepError: A text is empty, too long or holds a control token; or a file is there already (2). It names line
+            or file.
+    """
+    for take in takes:
+        try:
+            if len(take.text) > MAX_CHARACTERS:
+                raise ValueError(f"it has {len(take.text):,} characters, at most {MAX_CHARACTERS:,} are spoken")
+            clean_text(take.text, options)
+        except ValueError as error:
+            raise StepError(
+                f"cannot speak this: {error}",
+                code=ExitCode.USAGE,
+                path=file,
+                line=take.line,
+                help="give what is said in plain words",
+            ) from error
+    there = [take.wav for take in takes if take.wav.exists()]
+    if there and not force:
+        more = f", and {len(there) - 1} more" if len(there) > 1 else ""
+        raise StepError(
+            f"the file is there already{more}",
+            code=ExitCode.USAGE,
+            path=there[0],
+            help="name another output, or pass --force to replace it",
+        )
+
+
+def _name(wav: Path, seed: int, seeds: Sequence[int]) -> Path:
+    return wav if len(seeds) == 1 else wav.with_stem(f"{wav.stem}-seed-{seed}")
