@@ -19,6 +19,7 @@ from higgsc.train.checkpoints.checkpoint import read_checkpoint
 from higgsc.train.checkpoints.progress import Progress, read_progress, restore, seed_dropout
 from higgsc.train.checkpoints.resume import versions
 from higgsc.train.checkpoints.saving import Saver
+from higgsc.train.decoder.attention import kernel
 from higgsc.train.faults.guard import FiniteGuard, NotFiniteError, record_skipped
 from higgsc.train.faults.rehearsal import REHEARSES, longest_row, rehearse
 from higgsc.train.faults.rollback import Rollbacks
@@ -91,9 +92,10 @@ class Training:
             start_from(context.path(job.lora.start), self._model, job.model)
         # Adapters are float32; autocast computes with them in the base's number format.
         self._autocast = torch.bfloat16 if bf16 else None
+        logger.info("attention on %s: %s", mesh.device.type, kernel(mesh.device, base.dtype, shared=False))
         self._module = LossModule(self._model, Comparison(job.loss.contrastive, mesh)).train()
         mesh.divide(self._module)
-        run_layers(self._module.causal.model.layers, job)
+        run_layers(self._module.causal.model, job)
         mesh.distribute(self._module)
         # Taken once: after a forward pass, FSDP2 may show a module's gathered parameters instead of its shards.
         self._adapter = adapter_parameters(self._model)

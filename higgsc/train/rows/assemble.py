@@ -17,6 +17,7 @@ from higgsc.catalog.codec import CODEBOOKS, DELAY_ROWS, EXTRA_ROWS_PER_CLIP
 from higgsc.contract.outcome import StepError
 from higgsc.data.delay import IGNORE
 from higgsc.data.store import Store
+from higgsc.train.decoder.routes import Routes
 from higgsc.train.rows.batches import PackedBatch
 from higgsc.train.rows.sequence import AudioTokens, predicting
 
@@ -60,20 +61,26 @@ def assemble(store: Store, indices: Ids, tokens: AudioTokens) -> PackedBatch:
     text = np.take(store.text, _ranges(index.text[indices], words.sum(axis=1)))
     if (largest := int(text.max())) >= tokens.vocabulary:
         raise _foreign(store, indices, largest, tokens)
-    input_ids[_ranges(starts[:, 0::2].ravel(), words.ravel())] = text
+    words_at = _ranges(starts[:, 0::2].ravel(), words.ravel())
+    input_ids[words_at] = text
+    is_audio = np.ones(total, dtype=np.bool_)
+    is_audio[words_at] = False
 
     audio = _delayed(store, indices, rows, tokens)
     target, target_frames = starts[:, 3], frames[:, 1]
     labels = target_labels(audio, _before(rows)[:, 1], target_frames)
     spoken = np.stack([target - 1, starts[:, 4], starts[:, 4] + 1], axis=1).ravel()
+    audio_positions = predicting(_ranges(target + 1, target_frames + CODEBOOKS))
+    text_positions = predicting(spoken)
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids)[None],
         position_ids=torch.from_numpy(np.arange(total) - np.repeat(starts[:, 0], lengths))[None],
         audio_input_ids=torch.from_numpy(audio)[None],
         audio_input_ids_mask=torch.ones((1, len(audio)), dtype=torch.bool),
-        audio_positions=torch.from_numpy(predicting(_ranges(target + 1, target_frames + CODEBOOKS))),
+        routes=Routes.of(is_audio, lengths.tolist(), audio_labels=audio_positions, text_labels=text_positions),
+        audio_positions=torch.from_numpy(audio_positions),
         audio_labels=torch.from_numpy(labels),
-        text_positions=torch.from_numpy(predicting(spoken)),
+        text_positions=torch.from_numpy(text_positions),
         text_labels=torch.from_numpy(input_ids[spoken]),
     )
 

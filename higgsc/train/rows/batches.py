@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from higgsc.contract.jobs import BatchJob, LengthJob, OptimizerJob
 from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.train.decoder.routes import Routes
 from higgsc.train.rows.curriculum import LengthCurriculum
 from higgsc.train.rows.sequence import Sequence
 from higgsc.train.seeds import Purpose, sequence
@@ -150,11 +151,13 @@ class PackedBatch:
     input_ids: torch.Tensor
     """int64 `[1, L]`."""
     position_ids: torch.Tensor
-    """int64 `[1, L]`, from 0 again at each sequence; attention stays within a sequence because of it."""
+    """int64 `[1, L]`, from 0 again at each sequence."""
     audio_input_ids: torch.Tensor
     """int64 `[1, M, 8]`."""
     audio_input_ids_mask: torch.Tensor
-    """bool `[1, M]`, all true: nothing is padded."""
+    """bool `[1, M]`, all true: nothing is padded. Only transformers' own forward pass asks for it."""
+    routes: Routes
+    """Which positions are audio rows, and which ones see each other."""
     audio_positions: torch.Tensor
     """int64 `[P]`, into L."""
     audio_labels: torch.Tensor
@@ -173,16 +176,16 @@ class PackedBatch:
         """Copy to a device; to a GPU from pinned memory, without waiting for the copy."""
         if device.type == "cpu":
             return self
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: t.pin_memory().to(device, non_blocking=True) for name, t in tensors.items()})
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "routes"}
+        moved = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
+        return replace(self, **moved, routes=self.routes.to(device))
 
 
 def pack(sequences: Listing[Sequence]) -> PackedBatch:
     """Put sequences into one row, without padding.
 
-    The loss and the gradients are those of the separate sequences: with no attention mask and no cache,
-    transformers derives a block-diagonal mask from position ids that start over (`masking_utils.py`,
-    `find_packed_sequence_indices`).
+    The loss and the gradients are those of the separate sequences: positions start over, and attention stays within
+    each of them.
     """
     offsets = np.cumsum([0, *(len(sequence.input_ids) for sequence in sequences)])
 
@@ -190,13 +193,22 @@ def pack(sequences: Listing[Sequence]) -> PackedBatch:
         return torch.from_numpy(np.concatenate(list(parts)))
 
     rows = joined(s.audio_rows for s in sequences)
+    audio_positions = joined(s.audio_positions + o for s, o in zip(sequences, offsets, strict=False))
+    text_positions = joined(s.text_positions + o for s, o in zip(sequences, offsets, strict=False))
+    is_audio = np.concatenate([sequence.is_audio for sequence in sequences])
     return PackedBatch(
         input_ids=joined(s.input_ids for s in sequences)[None],
         position_ids=joined(np.arange(len(s.input_ids)) for s in sequences)[None],
         audio_input_ids=rows[None],
         audio_input_ids_mask=torch.ones((1, len(rows)), dtype=torch.bool),
-        audio_positions=joined(s.audio_positions + o for s, o in zip(sequences, offsets, strict=False)),
+        routes=Routes.of(
+            is_audio,
+            [len(sequence.input_ids) for sequence in sequences],
+            audio_labels=audio_positions.numpy(),
+            text_labels=text_positions.numpy(),
+        ),
+        audio_positions=audio_positions,
         audio_labels=joined(s.audio_labels for s in sequences),
-        text_positions=joined(s.text_positions + o for s, o in zip(sequences, offsets, strict=False)),
+        text_positions=text_positions,
         text_labels=joined(s.text_labels for s in sequences),
     )

@@ -66,6 +66,8 @@ class Sequence:
 
     input_ids: Ids
     """`[L]`, placeholders included."""
+    is_audio: NDArray[np.bool_]
+    """`[L]`: the position is an audio row."""
     audio_rows: Ids
     """`[M, 8]`, delayed codes of the reference, then of the target."""
     audio_positions: Ids
@@ -132,11 +134,12 @@ def build_sequence(sample: StoredSample, tokens: AudioTokens) -> Sequence:
     rows = np.flatnonzero((labels != IGNORE).any(axis=1))
     spoken = np.r_[target_start - 1, target_end : target_end + len(sample.suffix)]
 
-    rows_in_ids = np.isin(input_ids, (tokens.placeholder, tokens.delay)).sum()
-    assert rows_in_ids == len(reference) + len(target), "as many placeholders as audio rows"
+    is_audio = np.isin(input_ids, (tokens.placeholder, tokens.delay))
+    assert is_audio.sum() == len(reference) + len(target), "as many placeholders as audio rows"
     assert len(spoken) == TEXT_LABELS, "the suffix is <|audio_eos|><|eot_id|>"
     return Sequence(
         input_ids=input_ids,
+        is_audio=is_audio,
         audio_rows=np.concatenate((reference, target)),
         audio_positions=predicting(target_start + rows),
         audio_labels=labels[rows],
