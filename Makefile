@@ -31,6 +31,7 @@ bench: $(VENV)/installed .venv-torchx/installed
 	$(BIN)/python benchmarks/build.py --torchx .venv-torchx/bin/torchx
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/train_step.py
 
 # The tests run shellcheck on every script that is emitted, ask a real language server about the schema, and hand
 # steps to the real TorchX, which pins an old urllib3 and so has an environment of its own.
