@@ -32,6 +32,7 @@ bench: $(VENV)/installed .venv-torchx/installed
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/train_step.py
 
 # The tests run shellcheck on every script that is emitted, ask a real language server about the schema, and hand
 # steps to the real TorchX, which pins an old urllib3 and so has an environment of its own.

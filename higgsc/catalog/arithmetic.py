@@ -25,8 +25,7 @@ def flops_per_token(setup: Setup, *, keys: float, audio_share: float = 1.0) -> f
     keys and weights with values, 2 x 2 x `a` a key forward and 2.5 times that backward (Dao et al., 2022).
 
     Args:
-        keys: Keys that a token's attention multiplies: half the sequence for a causal kernel, the whole row for the
-            dense block mask that the trainer uses.
+        keys: Keys that a token's attention multiplies: half the sample for a causal kernel.
         audio_share: Share of the tokens that take the audio network.
     """
     shape = setup.held

@@ -149,8 +149,8 @@ def speed(
     """
     sample = Sample.of_seconds(seconds, seconds)
     row = samples * sample.tokens if tokens is None else tokens
-    # The kernel multiplies what the dense block mask then hides, so a token attends to its whole row.
-    flops = flops_per_token(setup, keys=row, audio_share=sample.audio_rows / sample.tokens)
+    # A token attends to those before it in its sample, half of it on average.
+    flops = flops_per_token(setup, keys=sample.tokens / 2, audio_share=sample.audio_rows / sample.tokens)
     of_group = gpu.bf16_tflops_dense * 1e12 * UTILISATION / flops
     tokens_per_second = of_group / setup.tensor
     step_seconds = setup.accumulation * row / of_group

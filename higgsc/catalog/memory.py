@@ -2,9 +2,9 @@
 
 For the training of a whole model see `memory_whole.py`.
 
-The formulas follow the trainer as it is (transformers' layers run eagerly, PEFT adapters in float32, autocast to
-bfloat16, packed rows, attention by `scaled_dot_product_attention` with a dense block mask). They were read off a trace
-of that trainer on fake tensors, and `higgsc plan --verify` traces it again and compares. Bytes are bytes, GB are 10^9.
+The formulas follow the trainer as it is (its own arithmetic in transformers' layers, run eagerly, adapters in float32,
+autocast to bfloat16, packed rows, attention within each sample). They were read off a trace of that trainer on fake
+tensors, and `higgsc plan --verify` traces it again and compares. Bytes are bytes, GB are 10^9.
 
 Symbols: `h` hidden size, `a` attention width (heads x head size), `f` inner width of a feed-forward network, `r` LoRA
 rank, `s` bytes of a number of the base (2 in bf16, 4 in fp32), `L` tokens of a packed row, `n` samples in it.
@@ -23,12 +23,12 @@ from higgsc.catalog.memory_whole import memory_of_whole
 from higgsc.catalog.setup import Sample, Setup
 
 _FP32 = 4
+_IN_FLOAT32 = 2**22
+"""Logits that the loss has in float32 at a time (`higgsc/train/objective/cross_entropy.py`)."""
 _LAYERS = "model.layers."
-_SHARED_INPUT = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}
 
 Route = Literal["all", "text", "audio"]
 """Tokens that pass through a module: those of the row, or those of one of the two feed-forward networks."""
-_ROUTES: tuple[Route, ...] = ("all", "text", "audio")
 
 
 def _route(module: str) -> Route:
@@ -43,30 +43,34 @@ def _through(sample: Sample) -> dict[Route, int]:
 def memory(setup: Setup, sample: Sample, samples: int) -> Memory:
     """Peak memory of a process that trains on rows of `samples` equal samples.
 
-    The largest of six moments: the first layer's all-gather; the last layer's feed-forward network, in the forward
-    pass or, if it is computed again, in the backward pass; the loss; a trained head's gradient; the backward pass of
-    the final norm; or the optimizer step, which needs no activations but one more copy of the gradients (the flat
+    The largest of six moments: the first layer's all-gather; the loss; a trained head's gradient; the feed-forward
+    network of the last layer but one, in the forward or in the backward pass, where the last has gone, which keeps less
+    than others; or the optimizer step, which needs no activations but one more copy of the gradients (the flat
     all-reduce buffer; where nothing is reduced, that is too much).
     """
     if setup.lora is None:
         return memory_of_whole(setup, sample, samples)
     state = _state(setup)
     gathered, all_gather = _gathered(setup)
-    saved = _saved_by_layers(setup, sample, samples)
-    last = (0, _feed_forward_working(setup, sample, samples))
-    if setup.activation_checkpointing != "none":
-        again = saved // setup.shape.layers  # what a layer keeps if all is kept
-        saved = _saved_by_checkpoints(setup, sample, samples)
-        kept = _kept_by_layer(setup, sample, samples)
-        last = (again - kept, _feed_forward_again(setup, sample, samples))
+    layer = _saved_by_attention(setup, sample, samples) + _saved_by_rest(setup, sample, samples)
+    if setup.activation_checkpointing == "none":
+        saved = _saved_by_layers(setup, sample, samples)
+        before = (setup.shape.layers - 1) * layer + _casts(setup)
+        again = 0
+    else:
+        saved = before = _saved_by_checkpoints(setup, sample, samples)
+        again = layer - _kept_by_layer(setup, sample, samples, sample)
+    at_loss = saved + _saved_by_norm(setup, sample, samples)
     moments = []
     for kept, working in (
-        last,
-        (_saved_by_norm(setup, sample, samples), _loss_working(setup, sample, samples)),
-        (_saved_by_norm(setup, sample, samples), _head_working(setup, sample, samples)),
-        (_saved_by_norm(setup, sample, samples), _norm_working(setup, sample, samples)),
+        (before, _feed_forward_working(setup, sample, samples)),
+        (before + again, _feed_forward_back(setup, sample, samples)),
     ):
-        moments.append(Memory(**state, gathered=gathered, activations=saved + kept, working=working + all_gather))
+        moments.append(Memory(**state, gathered=gathered, activations=kept, working=working + all_gather))
+    moments += [
+        Memory(**state, gathered=gathered - all_gather, activations=at_loss, working=working)
+        for working in (_loss_working(setup, sample, samples), _head_working(setup, sample, samples))
+    ]
     # With shards, before the first layer: what was gathered of the root unit and of the layer, and both their buffers.
     moments.append(Memory(**{**state, "gradients": 0}, gathered=gathered, activations=0, working=gathered))
     gradients = _FP32 * setup.trained_parameters // setup.shard
@@ -117,124 +121,139 @@ def _layer_and_root(shape: HiggsAudioV2Shape) -> tuple[int, int]:
 def _saved_by_layers(setup: Setup, sample: Sample, samples: int) -> int:
     """Bytes that the layers keep for the backward pass.
 
-    A layer, per token: two norms' inputs in float32, `2 x (4h + 4)`; the feed-forward network's gate, up and SiLU,
-    `3sf`; query, output, and key and value repeated for every query head, `4sa` (a single key-value head is not
-    copied); log-sum-exp, 4 bytes a head; four masks of one byte. A process of a tensor group has its own `f`, `a` and
-    heads, and with sequence parallelism its stretch of the norms' inputs. Per row: the block mask as numbers, `s L^2`,
-    made anew by every layer.
-
-    Adapters: `saved_by_adapters`, and in bf16 autocast's copies of trained weights, `2` bytes a parameter. DoRA
-    with dropout multiplies the base's weight a second time, in bf16 with a copy of it.
-
     Source: the trace of `higgsc/train/prediction/trace.py`, and the code that it ran.
     """
-    s, shape = setup.base_itemsize, setup.held
-    tokens = samples * sample.tokens
-    per_token = 2 * (_FP32 * shape.hidden_size + _FP32) // setup.stretches + 3 * s * shape.intermediate_size
-    keys = setup.attention_width if shape.key_value_heads > 1 else shape.head_dim
-    per_token += 2 * s * (setup.attention_width + keys) + _FP32 * shape.attention_heads + 4
-    saved = shape.layers * (tokens * per_token + s * tokens**2)
-
-    through = _through(sample)
-    saved += sum(samples * through[route] * count for route, count in saved_by_adapters(setup).items())
-    saved += 2 * setup.trained_parameters if setup.precision == "bf16" else 0
-    if setup.adapter.dora and setup.adapter.dropout > 0 and setup.precision == "bf16":
-        saved += 2 * sum(prod(size) for name, size in setup.modules.items() if name.startswith(_LAYERS))
-    return saved
+    whole = _saved_by_attention(setup, sample, samples) + _saved_by_rest(setup, sample, samples)
+    last = _saved_by_attention(setup, sample, samples) + _saved_by_rest(setup, sample.labelled, samples)
+    if setup.sequence:
+        last += samples * (sample.tokens - sample.labelled.tokens) * _norm_input(setup)
+    elif any(name.endswith(".o_proj") for name in setup.modules):
+        # What the output projection reads of the labelled positions.
+        last += setup.base_itemsize * setup.attention_width * samples * sample.labelled.tokens
+    return (setup.shape.layers - 1) * whole + last + _casts(setup)
 
 
 @cache
-def saved_by_adapters(setup: Setup) -> Mapping[Route, int]:
-    """Bytes that the layers' adapters keep for the backward pass, for each token of a route.
+def saved_by_adapters(setup: Setup) -> Mapping[tuple[str, Route], int]:
+    """Bytes that a layer's adapters keep for the backward pass, for each token of a route, by block.
 
-    A rank's worth of activations, `s r`, and the input, `s x in` (bf16: a copy of its own, because PEFT casts to
-    float32 and autocast back; fp32: shared by q, k, v and by gate, up, and o's is the attention's output). Dropout
-    above 0 keeps a one-byte mask and, in fp32, an output of its own. DoRA scales the outputs of base and adapter
-    apart and keeps both, `2s x out`. The heads see labelled positions only.
+    A rank's worth of activations, `s r`, and the input, `s x in`: one for query, key and value, one for both
+    networks' gate and up; the output projection's is the attention's output. With dropout or DoRA, each in bf16 has
+    a copy of its own, because PEFT casts to float32 and autocast back; dropout keeps a one-byte mask and, in fp32,
+    an output of its own; DoRA scales the outputs of base and adapter apart and keeps both, `2s x out`.
     """
-    s, saved = setup.base_itemsize, dict.fromkeys(_ROUTES, 0)
-    own_input = setup.precision == "bf16" or setup.adapter.dropout > 0
+    s = setup.base_itemsize
+    saved: dict[tuple[str, Route], int] = {}
+    own_input = (setup.precision == "bf16" and not setup.plain) or setup.adapter.dropout > 0
     kept: set[str] = set()
     for name, (out, inputs) in setup.modules.items():
-        if not name.startswith(_LAYERS):
+        if not name.startswith(f"{_LAYERS}0."):
             continue
-        parent, _, module = name.rpartition(".")
-        source = parent if module in _SHARED_INPUT else name
-        route = _route(name)
-        saved[route] += s * setup.adapter.rank_of(name)
-        if own_input or (module != "o_proj" and source not in kept):
-            saved[route] += s * inputs
+        *_, block, module = name.split(".")
+        key = ("mlp" if block != "self_attn" else "o_proj" if module == "o_proj" else "qkv", _route(name))
+        source = name if module == "down_proj" else key[0]
+        saved.setdefault(key, 0)
+        saved[key] += s * setup.adapter.rank_of(name)
+        if own_input:
+            saved[key] += s * inputs
+        elif module != "o_proj" and source not in kept:
+            shared: tuple[str, Route] = (key[0], "all") if module != "down_proj" else key
+            saved[shared] = saved.get(shared, 0) + s * inputs
         if setup.adapter.dropout > 0:
-            saved[route] += inputs
+            saved[key] += inputs
         if setup.adapter.dora:
-            saved[route] += 2 * s * out
+            saved[key] += 2 * s * out
         kept.add(source)
     return saved
 
 
+def _saved_by_attention(setup: Setup, sample: Sample, samples: int) -> int:
+    """Of a layer, per token: the norm's input, `sh`, and its scale, 4 bytes; query and output, `2sa`, key and value as
+    few as they are; log-sum-exp, 4 bytes a head; what the adapters of query, key and value keep.
+
+    A process of a tensor group has its own heads, and with sequence parallelism its stretch of the norm's input.
+    """
+    s, shape, tokens = setup.base_itemsize, setup.held, samples * sample.tokens
+    keys = shape.key_value_heads * shape.head_dim
+    per_token = _norm_input(setup) + 2 * s * (setup.attention_width + keys) + _FP32 * shape.attention_heads
+    return tokens * per_token + _saved_by_block(setup, "qkv", sample, samples)
+
+
+def _saved_by_rest(setup: Setup, sample: Sample, samples: int) -> int:
+    """Of a layer, per token: the second norm's input and scale, gate and up, `2sf`, and what the adapters of the output
+    projection and of the feed-forward networks keep."""
+    per_token = _norm_input(setup) + 2 * setup.base_itemsize * setup.held.intermediate_size
+    blocks = sum(_saved_by_block(setup, block, sample, samples) for block in ("o_proj", "mlp"))
+    return samples * sample.tokens * per_token + blocks
+
+
+def _norm_input(setup: Setup) -> int:
+    return (setup.base_itemsize * setup.shape.hidden_size + _FP32) // setup.stretches
+
+
+def _saved_by_block(setup: Setup, block: str, sample: Sample, samples: int) -> int:
+    through = _through(sample)
+    saved = saved_by_adapters(setup).items()
+    return samples * sum(through[route] * count for (of, route), count in saved if of == block)
+
+
+def _casts(setup: Setup) -> int:
+    """In bf16, autocast's copies of weights that PEFT's own modules train, 2 bytes a parameter. DoRA with dropout
+    multiplies the base's weight a second time, with a copy of it."""
+    if setup.precision != "bf16":
+        return 0
+    if setup.plain:
+        return 2 * sum(prod(setup.shape.linear_modules()[head]) for head in setup.adapter.full)
+    saved = 2 * setup.trained_parameters
+    if setup.adapter.dora and setup.adapter.dropout > 0:
+        saved += 2 * sum(prod(size) for name, size in setup.modules.items() if name.startswith(_LAYERS))
+    return saved
+
+
 def _saved_by_checkpoints(setup: Setup, sample: Sample, samples: int) -> int:
-    """Bytes that layers keep with activation checkpointing: their input, `sh` a token, `_kept_by_layer`, once the bools
-    of the block mask, and in bf16 autocast's copies of trained weights."""
-    tokens = samples * sample.tokens
+    """Bytes that layers keep with activation checkpointing: their input, `sh` a token, and `_kept_by_layer`."""
+    tokens, layers = samples * sample.tokens, setup.shape.layers
     inputs = setup.base_itemsize * setup.shape.hidden_size * tokens // setup.stretches
-    copies = 2 * setup.trained_parameters if setup.precision == "bf16" else 0
-    return setup.shape.layers * (inputs + _kept_by_layer(setup, sample, samples)) + tokens**2 + copies
+    kept = (layers - 1) * _kept_by_layer(setup, sample, samples, sample)
+    kept += _kept_by_layer(setup, sample, samples, sample.labelled)
+    return layers * inputs + kept + _casts(setup)
 
 
-def _kept_by_layer(setup: Setup, sample: Sample, samples: int) -> int:
+def _kept_by_layer(setup: Setup, sample: Sample, samples: int, after: Sample) -> int:
     """Bytes that a layer keeps beside its input if it is checkpointed selectively.
 
     The products with the base's weights, `s x out` a token (twice with DoRA and dropout, which PEFT multiplies apart),
-    and the attention: its output, and log-sum-exp, 4 bytes a head.
+    and the attention: its output, and log-sum-exp, 4 bytes a head. `after` is what goes on after the attention.
     """
     if setup.activation_checkpointing != "selective":
         return 0
     s, shape = setup.base_itemsize, setup.held
-    through = _through(sample)
     kept = (s * setup.attention_width + _FP32 * shape.attention_heads) * samples * sample.tokens
     twice = setup.adapter.dora and setup.adapter.dropout > 0
     for name, (out, _) in shape.linear_modules().items():
         if name.startswith(f"{_LAYERS}0."):
-            kept += (2 if twice and name in setup.modules else 1) * s * out * samples * through[_route(name)]
+            of = sample if name.endswith(("q_proj", "k_proj", "v_proj")) else after
+            kept += (2 if twice and name in setup.modules else 1) * s * out * samples * _through(of)[_route(name)]
     return kept
 
 
 def _saved_by_norm(setup: Setup, sample: Sample, samples: int) -> int:
-    """The final norm's input in float32, `4h + 4` a token."""
-    return samples * sample.tokens * (_FP32 * setup.shape.hidden_size + _FP32) // setup.stretches
+    """The final norm's input, `sh + 4` a token that comes so far: the labelled ones, or a divided sequence."""
+    return samples * (sample if setup.sequence else sample.labelled).tokens * _norm_input(setup)
 
 
 def _feed_forward_working(setup: Setup, sample: Sample, samples: int) -> int:
-    """The last layer's audio network, after its down projection: `sf + 5sh` an audio row (and `4f` for the float32
-    copy that PEFT hands to an adapter there), `3sh` a token for the residual stream, and the block mask's bools.
-    In a tensor group the block's input and output are whole, and a stretch of the output is summed: `sh` more each."""
-    s, shape, tokens = setup.base_itemsize, setup.held, samples * sample.tokens
-    dora = _dora_working(setup, "audio_mlp.down_proj")
-    per_row = s * shape.intermediate_size
-    if any(name.endswith(".audio_mlp.down_proj") for name in setup.modules):
-        per_row += 5 * s * shape.hidden_size
-        if setup.precision == "bf16":
-            per_row += _FP32 * shape.intermediate_size
-        if setup.adapter.dropout > 0:
-            per_row += _FP32 * shape.intermediate_size
-    else:
-        per_row += 2 * s * shape.hidden_size
-    streams = 3 * s * shape.hidden_size * tokens
-    if setup.tensor > 1:
-        streams += s * shape.hidden_size * (tokens + tokens // setup.stretches)
-    return samples * sample.audio_rows * per_row + streams + tokens**2 + dora
+    """A layer's audio network, after its down projection: the residual stream, its norm and both networks' outputs,
+    `sh` a token each."""
+    return 4 * setup.base_itemsize * setup.shape.hidden_size * samples * sample.tokens
 
 
-def _feed_forward_again(setup: Setup, sample: Sample, samples: int) -> int:
-    """The last layer's audio network, computed a second time and then in its backward pass.
-
-    Whichever is more: what it takes in the forward pass, without the block mask's bools; or, after its down projection,
-    the gradients of its product and of both factors, `3sf` an audio row, and of the residual stream, `sh` a token.
-    """
+def _feed_forward_back(setup: Setup, sample: Sample, samples: int) -> int:
+    """A layer's audio network in its backward pass: the gradients of product, gate and up and a factor, `4sf` an audio
+    row; of the residual stream and of the network's input and output, `4sh` a token."""
     s, shape = setup.base_itemsize, setup.held
-    per_row = 3 * s * shape.intermediate_size
-    backward = samples * (sample.audio_rows * per_row + sample.tokens * s * shape.hidden_size)
-    return max(backward, _feed_forward_working(setup, sample, samples) - (samples * sample.tokens) ** 2)
+    per_row = 4 * s * shape.intermediate_size
+    return samples * (sample.audio_rows * per_row + 4 * sample.tokens * s * shape.hidden_size)
 
 
 def _dora_working(setup: Setup, end: str) -> int:
@@ -247,28 +266,20 @@ def _dora_working(setup: Setup, end: str) -> int:
 
 
 def _head_working(setup: Setup, sample: Sample, samples: int) -> int:
-    """The text head, whose gradients are the first: audio log-probabilities in float32 are there as well.
+    """The text head, whose gradients are the first: the gradient of the audio logits is there as well.
 
     Trained whole, its weight's gradient, 4 bytes a parameter (in bf16 two numbers more, whose place autocast's copy of
     the weight has just left); with DoRA, what the norm of its rows takes.
     """
-    logits = _loss_working(setup, sample, samples) // 3
+    s, shape = setup.base_itemsize, setup.shape
+    logits = s * shape.codebooks * shape.codebook_size * samples * sample.labelled_rows
     full = prod(setup.shape.linear_modules()["text_lm_head"]) if "text_lm_head" in setup.adapter.full else 0
     return logits + max(_FP32 * full, _dora_working(setup, "_lm_head"))
 
 
 def _loss_working(setup: Setup, sample: Sample, samples: int) -> int:
-    """Audio logits at labelled positions in the loss's backward pass: log-probabilities and two gradients in float32,
-    12 bytes a logit, `codebooks x codebook size` logits a row. The text head's three rows a sample do not count."""
-    return 3 * _FP32 * setup.shape.codebooks * setup.shape.codebook_size * samples * sample.labelled_rows
-
-
-def _norm_working(setup: Setup, sample: Sample, samples: int) -> int:
-    """The final norm's backward pass: five float32 tensors of the residual stream's size, `20h` a token.
-
-    By then the heads have their gradients, which are no others' place if they are the step's first; in bf16, autocast's
-    copies of their weights are gone.
-    """
-    heads = sum(count for name, count in setup.trained.items() if not name.startswith(_LAYERS))
-    new = (_FP32 if setup.accumulation == 1 else 0) - (2 if setup.precision == "bf16" else 0)
-    return 5 * _FP32 * setup.shape.hidden_size * samples * sample.tokens // setup.stretches + new * heads
+    """Audio logits at labelled positions and their gradient, `2s` a logit, `codebooks x codebook size` logits a row;
+    and a part of them in float32, in bf16 twice. The text head's three rows a sample do not count."""
+    logits = setup.shape.codebooks * setup.shape.codebook_size * samples * sample.labelled_rows
+    copies = 2 if setup.precision == "bf16" else 1
+    return 2 * setup.base_itemsize * logits + copies * _FP32 * min(logits, _IN_FLOAT32)

@@ -18,9 +18,8 @@ _FP32 = 4
 def memory_of_whole(setup: Setup, sample: Sample, samples: int) -> Memory:
     """Peak memory of a process that trains a whole model on rows of `samples` equal samples.
 
-    The largest of seven moments: the root unit is gathered; the loss; the last layer's audio network goes backward; the
-    layer before it has; the first layer has; the root unit's gradients are scattered;
-    the optimizer step.
+    The largest of six moments: the root unit is gathered; the loss; the audio network of the last layer but one, or of
+    the first, goes backward; the root unit's gradients are scattered; the optimizer step.
     """
     s, shape, shard = setup.base_itemsize, setup.shape, setup.shard
     total = shape.parameter_count()
@@ -30,13 +29,13 @@ def memory_of_whole(setup: Setup, sample: Sample, samples: int) -> Memory:
     buffer = s * layer if shard > 1 else 0  # of the all-gather: a group of one has none
     held = _FP32 * total // shard if setup.accumulation > 1 else 0
 
-    again = _saved_by_layer(setup, tokens)
-    saved = again if setup.activation_checkpointing == "none" else _saved_by_checkpoint(setup, tokens)
-    again = 0 if setup.activation_checkpointing == "none" else again + tokens**2
-    norm = tokens * (_FP32 * shape.hidden_size + _FP32 + 2 * s * shape.hidden_size)
-    logits = 3 * _FP32 * shape.codebooks * shape.codebook_size * samples * sample.labelled_rows
-    down = s * shape.intermediate_size * shape.hidden_size
-    network = s * (3 * shape.intermediate_size * samples * sample.audio_rows + shape.hidden_size * tokens)
+    whole = _saved_by_layer(setup, tokens)
+    saved = whole if setup.activation_checkpointing == "none" else _saved_by_checkpoint(setup, tokens)
+    logits = shape.codebooks * shape.codebook_size * samples * sample.labelled_rows
+    # Of the layer at work all is there again but its audio network's product; and the gradients of that, of gate and up
+    # and of a factor, of the residual stream and of the network's input and output.
+    product = s * shape.intermediate_size * samples * sample.audio_rows
+    network = 4 * product + 3 * s * shape.hidden_size * tokens
 
     def moment(*, gradients: int, gathered: int, activations: int, working: int) -> Memory:
         return Memory(
@@ -50,25 +49,19 @@ def memory_of_whole(setup: Setup, sample: Sample, samples: int) -> Memory:
         )
 
     def behind(done: int) -> Memory:
-        """A layer has gone backward, `done` before it; the gradients of the last of these are still being scattered."""
+        """`done` layers have gone backward, the gradients of the last of these are still being scattered."""
         left = shape.layers - 1 - done
         return moment(
             gradients=s * (heads + layer) + done * _FP32 * layer // shard,
             gathered=s * (root + layer),
-            activations=left * saved + (again or saved // 2),
-            working=_FP32 * layer + (buffer if left else 0),
+            activations=left * saved + whole - product,
+            working=_FP32 * layer + (buffer if left else 0) + network,
         )
 
     scattered = shape.layers * _FP32 * layer // shard
     return max(
         moment(gradients=0, gathered=s * root, activations=0, working=s * (root + 2 * root // shard) if buffer else 0),
-        moment(gradients=0, gathered=s * root, activations=shape.layers * saved + norm, working=buffer + logits),
-        moment(
-            gradients=s * heads + down,
-            gathered=s * (root + layer),
-            activations=shape.layers * saved + again,
-            working=buffer + network,
-        ),
+        moment(gradients=0, gathered=s * root, activations=shape.layers * saved, working=(2 * s + _FP32) * logits),
         behind(1),
         behind(shape.layers - 1),
         moment(
@@ -90,16 +83,15 @@ def _layer(setup: Setup) -> int:
 def _saved_by_layer(setup: Setup, tokens: int) -> int:
     """Bytes that a layer keeps for the backward pass if it keeps all.
 
-    Per token what it keeps where its weights are frozen (see `_saved_by_layers` of `memory.py`): two norms' inputs in
-    float32, `2 x (4h + 4)`, gate, up and SiLU, `3sf`, the attention's four, `4sa`, and 4 bytes a head and for masks.
-    For its own weights' gradients the inputs of the products, `sf` of down and `2sh` of the others, and those of both
-    norms' weights, `2sh`. Per row the block mask as numbers, `s L^2`.
+    Per token, where its weights are frozen (see `memory.py`): two norms' inputs and scales, `2 x (sh + 4)`, gate and
+    up, `2sf`, query and output, `2sa`, key and value, and 4 bytes a head. For its own weights' gradients the inputs of
+    the products, `sf` of down and `2sh` of the others; the output projection's is the attention's output.
     """
     s, shape = setup.base_itemsize, setup.shape
-    keys = setup.attention_width if shape.key_value_heads > 1 else shape.head_dim
-    per_token = 2 * (_FP32 * shape.hidden_size + _FP32) + 4 * s * (shape.intermediate_size + shape.hidden_size)
-    per_token += 2 * s * (setup.attention_width + keys) + _FP32 * shape.attention_heads + 4
-    return tokens * per_token + s * tokens**2
+    keys = shape.key_value_heads * shape.head_dim
+    per_token = 4 * s * shape.hidden_size + 2 * _FP32 + 3 * s * shape.intermediate_size
+    per_token += 2 * s * (setup.attention_width + keys) + _FP32 * shape.attention_heads
+    return tokens * per_token
 
 
 def _saved_by_checkpoint(setup: Setup, tokens: int) -> int:

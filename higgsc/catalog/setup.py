@@ -67,6 +67,19 @@ class Sample:
         """Positions with audio labels: the target's frames, one end-of-stream row, seven rows of delay."""
         return self.target + 1 + DELAY_ROWS
 
+    @property
+    def labelled(self) -> Sample:
+        """What the last layer goes on with after its attention: the positions with labels, two of them text."""
+        return _Labelled(reference=0, target=self.target, text=2)
+
+
+class _Labelled(Sample):
+    """The labelled positions of a sample: the audio rows with labels and the last one, and two of text."""
+
+    @property
+    def audio_rows(self) -> int:
+        return self.labelled_rows + 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
@@ -125,3 +138,8 @@ class Setup:
     def trained_parameters(self) -> int:
         """Trained numbers, all modules of one process together."""
         return sum(self.trained.values())
+
+    @property
+    def plain(self) -> bool:
+        """Whether adapters are added to the base's products in place, rather than called as modules of their own."""
+        return self.adapter.dropout == 0 and not self.adapter.dora

@@ -21,6 +21,7 @@ from higgsc.train.checkpoints.progress import Progress, read_progress, restore, 
 from higgsc.train.checkpoints.resume import versions
 from higgsc.train.checkpoints.saving import AdapterSaver, Saver
 from higgsc.train.checkpoints.whole import WholeSaver
+from higgsc.train.decoder.attention import kernel
 from higgsc.train.faults.guard import FiniteGuard, NotFiniteError, record_skipped
 from higgsc.train.faults.rehearsal import REHEARSES, rehearse
 from higgsc.train.faults.rollback import Rollbacks
@@ -98,9 +99,10 @@ class Training:
             self._model = adapted = add_lora(base, job.lora, job.seed)
             if checkpoint is None and job.lora.start is not None:
                 start_from(context.path(job.lora.start), adapted, job.model)
+        logger.info("attention on %s: %s", mesh.device.type, kernel(mesh.device, compute, shared=False))
         self._module = LossModule(self._model, Comparison(job.loss.contrastive, mesh)).train()
         mesh.divide(self._module)
-        run_layers(self._module.causal.model.layers, job)
+        run_layers(self._module.causal.model, job)
         mesh.distribute(self._module, compute if stored != compute else None)
         # Taken once: after a forward pass, FSDP2 may show a module's gathered parameters instead of its shards.
         self._adapter = adapter_parameters(self._model)

@@ -39,7 +39,7 @@ def test_weights_moments_and_gradients() -> None:
 
 
 def test_shards_divide_what_is_kept_and_gather_what_is_used() -> None:
-    whole, half = memory(setup(accumulation=2), SAMPLE, 1), memory(setup(accumulation=2, shard=2), SAMPLE, 1)
+    whole, half = (memory(setup(accumulation=2, shard=shard), SAMPLE, 8) for shard in (1, 2))
     assert (half.base, half.adapter, half.optimizer) == (whole.base // 2, whole.adapter // 2, whole.optimizer // 2)
     assert half.gradients == whole.gradients  # scattered only after the last micro-batch
     assert half.activations == whole.activations
@@ -63,46 +63,46 @@ def test_a_tensor_group_divides_matrices_and_not_the_rest() -> None:
 
 
 def test_a_sequence_that_is_divided_divides_the_residual_stream() -> None:
-    """What the norms keep, 8h + 8 bytes a token and layer, is halved; the peak may lie before the last norm."""
+    """What the norms keep, 2h + 4 bytes a token, twice a layer, is halved; but the last layer, and the norm behind it,
+    then have all tokens instead of the labelled ones."""
     plain, divided = (memory(setup(tensor=2, sequence=sequence), SAMPLE, 4) for sequence in (False, True))
-    norms = 4 * SAMPLE.tokens * 28 * 2 * (4 * 3072 + 4)
-    final = 4 * SAMPLE.tokens * (4 * 3072 + 4)
     saved = plain.activations - divided.activations
-    assert saved - norms // 2 in (0, final // 2, final)
-    assert divided.working < plain.working
+    assert saved == pytest.approx(4 * SAMPLE.tokens * 27 * 2 * (2 * 3072 + 4) // 2, rel=0.1)
     assert (divided.base, divided.adapter) == (plain.base, plain.adapter)
 
 
 @pytest.mark.parametrize("precision, s", [("bf16", 2), ("fp32", 4)])
-def test_activations_of_one_layer(precision: str, s: int) -> None:
-    """One layer with q_proj adapted, by the table in the docstring of the closed form."""
-    one = replace(TINY, layers=1)
-    tokens, h, f, a, heads, r = SAMPLE.tokens, 128, 256, 128, 4, 16
-    norms, network, attention = 2 * (4 * h + 4), 3 * s * f, 4 * s * a + 4 * heads + 4
-    layer = tokens * (norms + network + attention) + s * tokens**2
-    adapter = tokens * (s * r + s * h) + (2 * r * (h + a) if precision == "bf16" else 0)
-    final_norm = tokens * (4 * h + 4)
-    found = memory(setup(one, precision=precision), SAMPLE, 1)
-    assert found.activations - layer - adapter in (0, final_norm)  # the peak lies before or behind the final norm
+def test_activations_of_two_layers(precision: str, s: int) -> None:
+    """Two layers with q_proj adapted, by the docstrings of the closed form; the last has labelled tokens after its
+    attention: 258 with audio labels and one more audio row, and two of text."""
+    tokens, labelled, h, f, a, heads, r = SAMPLE.tokens, 258 + 1 + 2, 128, 256, 128, 4, 16
+    keys = TINY.key_value_heads * TINY.head_dim
+    attention = (s * h + 4) + 2 * s * (a + keys) + 4 * heads + s * (r + h)
+    rest = s * h + 4 + 2 * s * f
+    final = labelled * (s * h + 4)
+    found = memory(setup(replace(TINY, layers=2), precision=precision), SAMPLE, 1)
+    assert found.activations == 2 * tokens * attention + (tokens + labelled) * rest + final
 
 
-def test_fp32_shares_the_inputs_of_q_k_and_v_and_bf16_does_not() -> None:
-    def saved(precision: str, *targets: str) -> int:
-        found = setup(TINY, precision=precision, targets=tuple(f"self_attn.{t}_proj" for t in targets))
-        return saved_by_adapters(found)["all"]
+def test_what_adapters_keep() -> None:
+    """Query, key and value share their input; with dropout PEFT makes copies of it for each, and masks."""
 
-    rank, inputs, layers = 16, 128, 4
-    assert saved("fp32", "q") == layers * 4 * (rank + inputs)
-    assert saved("fp32", "q", "k", "v") == layers * 4 * (3 * rank + inputs)
-    assert saved("fp32", "o") == layers * 4 * rank  # its input is the attention's output, which is kept anyway
-    assert saved("bf16", "q", "k", "v") == layers * 2 * 3 * (rank + inputs)
+    def saved(precision: str, *targets: str, dropout: float = 0.0) -> int:
+        names = tuple(f"self_attn.{target}_proj" for target in targets)
+        return sum(saved_by_adapters(setup(TINY, precision=precision, targets=names, dropout=dropout)).values())
+
+    rank, inputs = 16, 128
+    assert saved("fp32", "q") == 4 * (rank + inputs)
+    assert saved("bf16", "q", "k", "v") == 2 * (3 * rank + inputs)
+    assert saved("fp32", "o") == 4 * rank  # its input is the attention's output, which is kept anyway
+    assert saved("bf16", "q", "k", "v", dropout=0.1) == 3 * (2 * (rank + inputs) + inputs)
 
 
 def test_text_and_audio_networks_see_their_own_tokens() -> None:
     text = saved_by_adapters(setup(TINY, targets=("mlp.up_proj",)))
     audio = saved_by_adapters(setup(TINY, targets=("audio_mlp.up_proj",)))
-    assert text["text"] == audio["audio"] > 0
-    assert (text["all"], text["audio"]) == (audio["all"], audio["text"]) == (0, 0)
+    assert text == {("mlp", "text"): 2 * 16, ("mlp", "all"): 2 * 128}  # both read from one tensor
+    assert audio == {("mlp", "audio"): 2 * 16, ("mlp", "all"): 2 * 128}
 
 
 def test_memory_grows_with_what_makes_it_grow() -> None:
@@ -129,7 +129,7 @@ def test_checkpointed_layers_keep_less_and_compute_more() -> None:
     needs = [memory(mode, SAMPLE, 16).total for mode in modes]
     assert needs == sorted(needs, reverse=True)
     inputs = 28 * 2 * 3072 * 16 * SAMPLE.tokens
-    layer = (memory(modes[0], SAMPLE, 16).activations) / 28
+    layer = (memory(modes[0], SAMPLE, 16).activations) / 27.3  # the last is a smaller one
     assert memory(modes[2], SAMPLE, 16).activations == pytest.approx(inputs + layer, rel=0.1)
     flops = [flops_per_token(mode, keys=100) for mode in modes]
     assert flops[0] < flops[1] < flops[0] * 1.05 < flops[2]

@@ -1,6 +1,6 @@
 """Runs on every rank under torchrun: the gradients of many meshes, each against one process, in one start.
 
-Every rank computes the whole global batch by itself with transformers' own layers, then its share of it on each mesh in
+Every rank computes the whole global batch by itself, then its share of it on each mesh in
 turn, and compares. Prints one line of JSON for each mesh, from the first rank; a rank that finds a difference fails.
 
 With dropout, only column-parallel matrices have adapters: their inputs are whole on every rank of a tensor group, so
@@ -26,6 +26,7 @@ from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneratio
 from higgsc.contract.jobs import ContrastiveJob, LoraJob, LossJob, MeshJob
 from higgsc.data.store import StoredSample
 from higgsc.train.checkpoints.progress import seed_dropout
+from higgsc.train.decoder.routes import Routes
 from higgsc.train.gradients import Comparison
 from higgsc.train.model.build import adapter_parameters, add_lora
 from higgsc.train.objective.contrastive import Voices, voices
@@ -149,15 +150,22 @@ def _only(row: PackedBatch, kept: Tensor, audio: Tensor) -> PackedBatch:
     """A row of the kept positions alone, with the labels that are theirs."""
     place = torch.cumsum(kept, 0) - 1
     with_audio, with_text = kept[row.audio_positions], kept[row.text_positions]
+    audio_positions, text_positions = place[row.audio_positions[with_audio]], place[row.text_positions[with_text]]
     return replace(
         row,
         input_ids=row.input_ids[:, kept],
         position_ids=torch.arange(int(kept.sum()))[None],
         audio_input_ids=row.audio_input_ids[:, kept[audio]],
         audio_input_ids_mask=row.audio_input_ids_mask[:, kept[audio]],
-        audio_positions=place[row.audio_positions[with_audio]],
+        routes=Routes.of(
+            audio[kept].numpy(),
+            [int(kept.sum())],
+            audio_labels=audio_positions.numpy(),
+            text_labels=text_positions.numpy(),
+        ),
+        audio_positions=audio_positions,
         audio_labels=row.audio_labels[with_audio],
-        text_positions=place[row.text_positions[with_text]],
+        text_positions=text_positions,
         text_labels=row.text_labels[with_text],
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from higgsc.contract.jobs import BatchJob, OptimizerJob
 from higgsc.contract.outcome import StepError
+from higgsc.train.decoder.routes import Routes
 from higgsc.train.objective.loss import LossModule
 from higgsc.train.rows.batches import BatchPlan
 from higgsc.train.rows.order import epoch_order
@@ -119,12 +121,17 @@ def test_a_packed_row_has_the_loss_and_gradients_of_its_sequences(
 
 
 def test_a_packed_row_keeps_its_sequences_apart(model: Any, tokens: AudioTokens, make_sample: MakeSample) -> None:
-    """The check above can fail: one row without restarting positions gives another loss."""
+    """The check above can fail: one row as a single segment gives another loss."""
     sequences = [build_sequence(make_sample(seed), tokens) for seed in range(2)]
     row = pack(sequences)
     module = LossModule(model)
     with torch.no_grad():
         right = module(row)
-        row.position_ids.copy_(torch.arange(row.tokens))
-        wrong = module(row)
+        whole = Routes.of(
+            row.routes.is_audio[:, 0].numpy(),
+            [row.tokens],
+            audio_labels=row.audio_positions.numpy(),
+            text_labels=row.text_positions.numpy(),
+        )
+        wrong = module(replace(row, routes=whole))
     assert (right.audio - wrong.audio).abs().max() > 1e-3

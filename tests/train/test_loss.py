@@ -13,9 +13,10 @@ import torch
 
 from higgsc.contract.jobs import LossJob
 from higgsc.data.delay import apply_delay, delayed_labels
+from higgsc.train.decoder.routes import Labelled, Routes
 from higgsc.train.objective.loss import LossModule, LossSums, objective
 from higgsc.train.rows import sequence as sequence_module
-from higgsc.train.rows.row import pack
+from higgsc.train.rows.row import PackedBatch, pack
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 from .conftest import MakeSample
@@ -109,16 +110,24 @@ def test_a_uniform_guess_costs_the_logarithm_of_the_vocabulary(
     assert both == pytest.approx([np.log(1026), np.log(64)], rel=1e-6)
 
 
-def test_no_labels_cost_nothing(model: Any, tokens: AudioTokens, make_sample: MakeSample) -> None:
-    batch = pack([build_sequence(make_sample(0), tokens)])
-    none = replace(
+NONE = np.zeros(0, dtype=np.int64)
+
+
+def unlabelled(batch: PackedBatch) -> PackedBatch:
+    """The row without its labels."""
+    routes = replace(batch.routes, labelled=Labelled.of(batch.routes.is_audio[:, 0].numpy(), NONE, NONE))
+    return replace(
         batch,
+        routes=routes,
         audio_positions=batch.audio_positions[:0],
         audio_labels=batch.audio_labels[:0],
         text_positions=batch.text_positions[:0],
         text_labels=batch.text_labels[:0],
     )
-    sums = LossModule(model)(none)
+
+
+def test_no_labels_cost_nothing(model: Any, tokens: AudioTokens, make_sample: MakeSample) -> None:
+    sums = LossModule(model)(unlabelled(pack([build_sequence(make_sample(0), tokens)])))
     loss = objective(sums, LossJob(text=1, audio=1), audio_labels=0, text_labels=0)
     loss.backward()
     assert loss.item() == 0
@@ -166,13 +175,7 @@ def test_a_process_without_labels_leaves_the_others_gradients(
     targets = ["q_proj", "mlp.down_proj", "audio_mlp.down_proj", "audio_lm_head", "text_lm_head"]
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=targets))
     batch = pack([build_sequence(make_sample(0), tokens)])
-    none = replace(
-        batch,
-        audio_positions=batch.audio_positions[:0],
-        audio_labels=batch.audio_labels[:0],
-        text_positions=batch.text_positions[:0],
-        text_labels=batch.text_labels[:0],
-    )
+    none = unlabelled(batch)
     if not audio:
         none = replace(
             none,
@@ -180,6 +183,7 @@ def test_a_process_without_labels_leaves_the_others_gradients(
             position_ids=none.position_ids[:, :6],
             audio_input_ids=none.audio_input_ids[:, :0],
             audio_input_ids_mask=none.audio_input_ids_mask[:, :0],
+            routes=Routes.of(np.zeros(6, dtype=np.bool_), [6], audio_labels=NONE, text_labels=NONE),
         )
     counts = {"audio_labels": 40, "text_labels": 3}
     loss = objective(LossModule(adapted)(none), LossJob(text=1, audio=1), **counts)

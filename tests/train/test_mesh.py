@@ -42,7 +42,7 @@ def test_two_ranks_equal_one(project: Project) -> None:
         for name, tensor in alone.items():
             # AdamW divides a gradient by its size, so the rounding of one that is nearly zero shows.
             message = f"{run}, {name}: "
-            torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-4, msg=lambda m, at=message: at + m)
+            torch.testing.assert_close(together[name], tensor, rtol=0, atol=3e-4, msg=lambda m, at=message: at + m)
         # Same figures, the validation of three samples on two ranks among them, and one writer.
         metrics = project.metrics(f"{run}-fp32")
         assert [line["step"] for line in metrics] == [1, 2, 3]

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from higgsc.data.layout import Segments
 from higgsc.data.store import Store, StoreWriter
+from higgsc.train.decoder.routes import ALONE
 from higgsc.train.objective.loss import LossModule
 from higgsc.train.rows.assemble import assemble
-from higgsc.train.rows.row import ALONE, pack, visible
+from higgsc.train.rows.row import PackedBatch, pack
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
 from higgsc.train.rows.shared import Shared, shared_beginnings
 
@@ -70,6 +71,15 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return write(tmp_path_factory.mktemp("store") / "store", [0, 0, 0, 1, 1, 2, 0, 3])
 
 
+def visible(batch: PackedBatch) -> torch.Tensor:
+    """What each position of a row sees, bool `[L, L]`: its own segment up to itself, and all of its prefix."""
+    starts = batch.routes.starts.long()
+    own = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
+    prefix = batch.routes.prefixes[own]
+    places = torch.arange(batch.tokens)
+    return ((own[:, None] == own) & (places[:, None] >= places)) | (prefix[:, None] == own)
+
+
 @settings(deadline=None, max_examples=40)
 @given(row=st.lists(st.integers(0, 7), min_size=1, max_size=8, unique=True))
 def test_a_row_holds_each_beginning_once(eight: Store, row: list[int]) -> None:
@@ -81,10 +91,10 @@ def test_a_row_holds_each_beginning_once(eight: Store, row: list[int]) -> None:
     alone = [pack([build_sequence(store.sample(number), tokens)]) for number in row]
     spared = np.where(shared.follows(indices), shared.prefixes[indices], 0)
     assert made.tokens == int((store.lengths[indices] - spared).sum())
-    assert made.shares == bool(spared.any())
-    seen, start, frames = visible(made)[0, 0], 0, 0
+    assert made.routes.shared == bool(spared.any())
+    seen, start, frames = visible(made), 0, 0
     codes = torch.full((made.tokens, 8), -1)
-    codes[made.audio_rows] = made.audio_input_ids[0]
+    codes[made.routes.audio] = made.audio_input_ids[0]
     audio_labels, text_labels = torch.full((made.tokens, 8), -1), torch.full((made.tokens,), -1)
     audio_labels[made.audio_positions], text_labels[made.text_positions] = made.audio_labels, made.text_labels
     beginning = torch.empty(0, dtype=torch.int64)
@@ -93,7 +103,7 @@ def test_a_row_holds_each_beginning_once(eight: Store, row: list[int]) -> None:
         places = torch.cat((beginning, own)) if less else own  # where the sample's positions are in the row
         assert torch.equal(made.input_ids[0, places], sample.input_ids[0])
         assert torch.equal(made.position_ids[0, places], torch.arange(sample.tokens))
-        assert torch.equal(codes[places][sample.audio_rows], sample.audio_input_ids[0])
+        assert torch.equal(codes[places][sample.routes.audio], sample.audio_input_ids[0])
         assert torch.equal(audio_labels[places][sample.audio_positions], sample.audio_labels)
         assert torch.equal(text_labels[places][sample.text_positions], sample.text_labels)
         assert torch.equal(seen[places][:, places], torch.ones(sample.tokens, sample.tokens).tril().bool())
@@ -104,23 +114,22 @@ def test_a_row_holds_each_beginning_once(eight: Store, row: list[int]) -> None:
         frames += len(sample.audio_labels)
     assert start == made.tokens
     assert len(made.audio_labels) == frames
-    both = torch.cat((made.text_rows, made.audio_rows))
-    assert torch.equal(both[made.restore], torch.arange(made.tokens))
-    assert torch.equal(made.boundaries.diff(), made.lengths)
-    assert made.longest == int(made.lengths.max())
-    assert (made.prefixes < torch.arange(len(made.prefixes))).all()
-    assert made.prefixes.dtype == made.lengths.dtype == made.boundaries.dtype == torch.int32
+    routes = made.routes
+    assert torch.equal(torch.cat((routes.text, routes.audio))[routes.by_place], torch.arange(made.tokens))
+    assert routes.longest == int(routes.starts.diff().max())
 
 
 def test_where_nothing_is_shared_the_row_is_that_of_the_samples(tmp_path: Path, tokens: AudioTokens) -> None:
     store = write(tmp_path / "store", [0, 1, 2, 0])
     made = assemble(store, np.array([0, 1, 3, 2]), tokens, beginnings(store))  # 0 and 3 do not follow each other
     expected = assemble(store, np.array([0, 1, 3, 2]), tokens)
-    assert not made.shares
-    assert made.prefixes.tolist() == [ALONE] * 4
-    for field in fields(made):
-        one, other = getattr(made, field.name), getattr(expected, field.name)
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    assert not made.routes.shared
+    assert made.routes.prefixes.tolist() == [ALONE] * 4
+    for one, other in ((made, expected), (made.routes, expected.routes)):
+        for field in fields(one):
+            found, wanted = getattr(one, field.name), getattr(other, field.name)
+            if isinstance(found, torch.Tensor):
+                assert torch.equal(found, wanted), field.name
 
 
 def test_shared_samples_have_their_loss_and_gradients(model: Any, tokens: AudioTokens, tmp_path: Path) -> None:
@@ -139,7 +148,7 @@ def test_shared_samples_have_their_loss_and_gradients(model: Any, tokens: AudioT
 
     alone = [assemble(store, row[number : number + 1], tokens).to(CPU) for number in range(8)]
     together = assemble(store, row, tokens, beginnings(store)).to(CPU)
-    assert together.shares
+    assert together.routes.shared
     assert together.tokens < sum(batch.tokens for batch in alone)
     apart, apart_gradients = sums_and_gradients(alone)
     found, gradients = sums_and_gradients([together])
@@ -156,6 +165,6 @@ def test_targets_that_saw_each_other_would_be_noticed(model: Any, tokens: AudioT
     module = LossModule(model)
     with torch.no_grad():
         right = module(together)
-        together.prefixes.fill_(ALONE)
+        together.routes.prefixes.fill_(ALONE)
         wrong = module(together)
     assert (right.audio - wrong.audio).abs().max() > 1e-3

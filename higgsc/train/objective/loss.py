@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from higgsc.contract.jobs import LossJob
-from higgsc.data.delay import IGNORE
+from higgsc.train.decoder.layer import decode, install
+from higgsc.train.decoder.lora import project
 from higgsc.train.objective.contrastive import Voices
-from higgsc.train.rows.row import PackedBatch, visible
+from higgsc.train.objective.cross_entropy import cross_entropy
+from higgsc.train.rows.row import PackedBatch
 
 
 class LossSums(NamedTuple):
@@ -50,6 +51,7 @@ class LossModule(nn.Module):
     def __init__(self, model: nn.Module, compare: Callable[[Tensor, Voices], Tensor] | None = None) -> None:
         super().__init__()
         self.model = model
+        install(self.causal.model)
         self._compare = compare
 
     @property
@@ -61,27 +63,26 @@ class LossModule(nn.Module):
     def forward(self, batch: PackedBatch, voices: Voices | None = None) -> LossSums:
         """Sums of the cross-entropy over a packed row's labels; zeros (with gradient) where it has none."""
         causal = self.causal
-        # No attention mask and no cache: either one would switch the block-diagonal mask of the packed row off. Where
-        # segments have prefixes, position ids do not tell what each one sees, so the whole mask is given.
-        hidden = causal.model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            audio_input_ids=batch.audio_input_ids,
-            audio_input_ids_mask=batch.audio_input_ids_mask,
-            attention_mask=visible(batch) if batch.shares else None,
-            use_cache=False,
-        ).last_hidden_state[0]
+        ids = batch.input_ids, batch.position_ids, batch.audio_input_ids
+        compared = voices is not None and self._compare is not None
+        hidden = decode(causal.model, *ids, batch.routes, labelled=not compared)
+        labelled = batch.routes.labelled
+        audio_places, text_places = (
+            (batch.audio_positions, batch.text_positions)
+            if compared
+            else (labelled.by_audio_label, labelled.by_text_label)
+        )
 
         codebooks = batch.audio_labels.shape[1]
-        audio_logits = causal.audio_lm_head(hidden[batch.audio_positions]).float()
-        audio = cross_entropy(
-            audio_logits.reshape(-1, audio_logits.shape[-1] // codebooks),
-            batch.audio_labels.reshape(-1),
-            ignore_index=IGNORE,
-            reduction="none",
-        )
-        text_logits = causal.text_lm_head(hidden[batch.text_positions]).float()
-        text = cross_entropy(text_logits, batch.text_labels, reduction="sum")
+
+        def losses(head: nn.Module, places: Tensor, labels: Tensor) -> Tensor:
+            (logits,) = project(hidden.index_select(0, places), head)
+            return cross_entropy(
+                logits.view(labels.numel(), logits.shape[1] // labels.shape[1:].numel()), labels.flatten()
+            )
+
+        audio = losses(causal.audio_lm_head, audio_places, batch.audio_labels)
+        text = losses(causal.text_lm_head, text_places, batch.text_labels).sum()
         contrastive = text.new_zeros(())
         if voices is not None and self._compare is not None:
             contrastive = self._compare(hidden, voices)

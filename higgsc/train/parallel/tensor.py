@@ -80,9 +80,7 @@ def divide_layers(causal: Any, group: TensorGroup) -> None:
             )
     decoder = causal.model
     for layer in decoder.layers:
-        assert "forward" not in vars(layer), "what wraps the layers' forward comes later, around this one"
         _divide(layer, group)
-        # Another class rather than another method: what wraps a layer's `forward` then wraps this one.
         layer.__class__ = TensorParallelLayer
         layer.tensor_group = group
     if group.sequence:

@@ -10,10 +10,9 @@ that sharding is traced at its real size.
 A model of a few layers is traced at two depths; what lies between them is the cost of a layer, and the full depth
 follows, because every layer is the same: for each phase of a step by itself, and the largest of them is the peak.
 
-What fake tensors cannot show: the data-dependent shapes of boolean indexing are supplied, the block
-mask is allocated but not computed, and kernels' private workspaces, the CUDA context and the allocator's
-fragmentation are not seen. The tracing device is the CPU, whose attention kernel saves what the memory-efficient
-CUDA kernel saves: query, key, value, the mask in the query's number format, output and log-sum-exp.
+What fake tensors cannot show: kernels' private workspaces, the CUDA context and the allocator's fragmentation. The
+tracing device is the CPU; the attention keeps there what the CUDA kernels keep: query, key, value, output and
+log-sum-exp.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -39,7 +38,6 @@ from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
-from transformers.models.higgs_audio_v2 import modeling_higgs_audio_v2
 
 from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape, shape_of
 from higgsc.contract.jobs import LoraJob, TrainJob
@@ -53,11 +51,9 @@ from higgsc.train.prediction.tracker import PARTS, Tracker
 from higgsc.train.rows.row import PackedBatch, pack
 from higgsc.train.rows.sequence import TEXT_LABELS, AudioTokens, Sequence, build_sequence
 
-DEPTHS = (2, 3)
-"""Layers of the two models that are traced."""
-DEPTHS_OF_WHOLE = (3, 4)
-"""The same where the whole model is trained: the most may be in use when the second layer goes backward, while the
-third is fetched."""
+DEPTHS = (3, 4)
+"""Layers of the two models that are traced. The last layer is unlike the others, and while the last but one goes
+backward, one more may be fetched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +88,11 @@ def trace(job: TrainJob, lengths: Lengths, layers: int) -> dict[str, dict[str, i
         _fill(module)
         batch = _faked(real, fake)
         mesh.divide(module)
-        run_layers(module.causal.model.layers, job.model_copy(update={"compile": False}), redraws=False)
+        run_layers(module.causal.model, job.model_copy(update={"compile": False}), redraws=False)
         mesh.distribute(module, dtype if job.lora is None and dtype != torch.float32 else None)
         parameters = adapter_parameters(module)
         optimizer = adamw(list(parameters.values()), job.optimizer)
-        masks = {batch.audio_input_ids_mask: batch.audio_input_ids_mask.numel()}
-        tracker = Tracker(lambda: _owners(module, optimizer), masks, resized=job.mesh.shard > 1 or job.lora is None)
+        tracker = Tracker(lambda: _owners(module, optimizer), resized=job.mesh.shard > 1 or job.lora is None)
         with tracker, _marked(module, tracker), _as_on_a_gpu():
             for _ in range(2):  # AdamW's state exists from the second step on
                 _optimizer_step(job, mesh, module, parameters, optimizer, batch, tracker)
@@ -160,7 +155,7 @@ def _owners(module: LossModule, optimizer: Any) -> Iterator[tuple[str, Tensor]]:
 
 @contextmanager
 def _marked(module: LossModule, tracker: Tracker) -> Iterator[None]:
-    """Tell the tracker what the decoder's forward pass saves."""
+    """Tell the tracker what the decoder's forward pass saves: from the first layer to the final norm."""
 
     def switch(on: bool) -> Callable[..., None]:
         def hook(*_: Any) -> None:
@@ -177,8 +172,8 @@ def _marked(module: LossModule, tracker: Tracker) -> Iterator[None]:
 
     decoder = module.causal.model
     handles = (
-        decoder.register_forward_pre_hook(switch(True)),
-        decoder.register_forward_hook(switch(False)),
+        decoder.embed_tokens.register_forward_pre_hook(switch(True)),
+        decoder.norm.register_forward_hook(switch(False)),
         decoder.layers[0].register_forward_pre_hook(behind),
     )
     try:
@@ -191,16 +186,11 @@ def _marked(module: LossModule, tracker: Tracker) -> Iterator[None]:
 
 @contextmanager
 def _as_on_a_gpu() -> Iterator[None]:
-    """What differs from a GPU or cannot be computed from fakes.
+    """What differs from a GPU.
 
-    The block mask of a packed row, `[1, 1, L, L]` of bools, is allocated without looking at the positions. Dropout
-    keeps a mask of bools, as CUDA's kernel does; the CPU's keeps scaled noise in the input's number format.
+    Dropout keeps a mask of bools, as CUDA's kernel does; the CPU's keeps scaled noise in the input's number format.
     DTensor works out shapes on whole tensors of its own, which are fake even on a GPU: they do not count.
     """
-
-    def mask(*, inputs_embeds: Tensor, **_: Any) -> Tensor:
-        length = inputs_embeds.shape[1]
-        return torch.empty((1, 1, length, length), dtype=torch.bool, device=inputs_embeds.device)
 
     def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         return torch.native_dropout(input, p, training)[0]
@@ -213,7 +203,6 @@ def _as_on_a_gpu() -> Iterator[None]:
 
     with (
         patch.object(ShardingPropagator, "_propagate_tensor_meta_non_cached", unseen),
-        patch.object(modeling_higgs_audio_v2, "create_causal_mask", mask),
         patch.object(nn.functional, "dropout", dropout),
     ):
         yield
@@ -231,10 +220,12 @@ def _fill(module: nn.Module) -> None:
                 part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
 
 
-def _faked(batch: PackedBatch, mode: FakeTensorMode) -> PackedBatch:
-    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    fakes: dict[str, Any] = {n: mode.from_tensor(value) for n, value in values.items() if isinstance(value, Tensor)}
-    return replace(batch, **fakes)
+def _faked(part: Any, mode: FakeTensorMode) -> Any:
+    """A row with fake tensors, which its routes have too."""
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
+    fakes = {name: mode.from_tensor(value) for name, value in values.items() if isinstance(value, Tensor)}
+    inner = {name: _faked(value, mode) for name, value in values.items() if is_dataclass(value)}
+    return replace(part, **fakes, **inner)
 
 
 def _mesh(job: TrainJob) -> Mesh:
@@ -305,14 +296,13 @@ def peak(job: TrainJob, lengths: Lengths) -> dict[str, int]:
     if _is_group(job):
         dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
     try:
-        depths = DEPTHS_OF_WHOLE if job.lora is None else DEPTHS
-        shallow, deep = (trace(job, lengths, layers) for layers in depths)
+        shallow, deep = (trace(job, lengths, layers) for layers in DEPTHS)
     finally:
         if _is_group(job):
             dist.destroy_process_group()
     layers = shape_of(job.model.base).layers
     # Phase by phase: what is the peak of a shallow model, such as gathering the embeddings, may be none of a deep one.
-    phases = [extrapolate(shallow[phase], deep[phase], depths, layers) for phase in shallow]
+    phases = [extrapolate(shallow[phase], deep[phase], DEPTHS, layers) for phase in shallow]
     return max(phases, key=lambda parts: sum(parts.values()))
 
 

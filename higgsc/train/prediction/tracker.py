@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,13 +23,10 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     forward pass keeps for the backward pass), and `working`: logits, and everything that comes and goes.
     """
 
-    def __init__(
-        self, owners: Callable[[], Iterator[tuple[str, Tensor]]], masks: Mapping[Tensor, int], *, resized: bool
-    ) -> None:
+    def __init__(self, owners: Callable[[], Iterator[tuple[str, Tensor]]], *, resized: bool) -> None:
         """
         Args:
             owners: Names the part of tensors that belong to one whatever made them.
-            masks: Masks of audio rows, and how many entries are true.
             resized: Whether tensors change their size while they live, as FSDP2's gathered parameters do.
         """
         super().__init__()  # type: ignore[no-untyped-call]
@@ -39,8 +35,6 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.in_decoder = False
         self._owners = owners
         self._part: Any = WeakIdKeyDictionary()
-        self._true: Any = WeakIdKeyDictionary({mask.untyped_storage(): count for mask, count in masks.items()})
-        self._audio_rows = max(masks.values())
         self._largest: dict[str, int] = {}
         self._bound = 0  # at least what is in use, unless tensors are resized
         self._resized = resized
@@ -50,23 +44,10 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # DTensor takes itself apart first, and its local operations come back here
-        result = self._run(func, args, kwargs or {})
+        result = func(*args, **(kwargs or {}))
         grew = [self._add(leaf) for leaf in tree_iter(result) if isinstance(leaf, Tensor)]
         if any(grew) and (self._resized or self._bound > self._largest.get(self.phase, 0)):
             self._measure()
-        return result
-
-    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run one operation. Where the shape depends on what a mask holds, its count of true entries is known."""
-        aten = torch.ops.aten
-        if func is aten.index.Tensor and args[1][-1].dtype == torch.bool:
-            source, mask = args[0], args[1][-1]
-            return source.new_empty((self._true[mask.untyped_storage()], *source.shape[mask.ndim :]))
-        result = func(*args, **kwargs)
-        if func is aten.bitwise_or.Tensor:  # the model's `ids == placeholder | ids == delay`
-            self._true[result.untyped_storage()] = self._audio_rows
-        elif func is aten.bitwise_not.default:
-            self._true[result.untyped_storage()] = result.numel() - self._true[args[0].untyped_storage()]
         return result
 
     def _add(self, tensor: Tensor) -> bool:

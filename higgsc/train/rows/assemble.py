@@ -17,7 +17,8 @@ from higgsc.catalog.codec import CODEBOOKS, DELAY_ROWS, EXTRA_ROWS_PER_CLIP
 from higgsc.contract.outcome import StepError
 from higgsc.data.delay import IGNORE
 from higgsc.data.store import Store
-from higgsc.train.rows.row import ALONE, PackedBatch, structure
+from higgsc.train.decoder.routes import ALONE
+from higgsc.train.rows.row import PackedBatch, structure
 from higgsc.train.rows.sequence import AudioTokens, predicting
 from higgsc.train.rows.shared import Shared
 
@@ -80,11 +81,14 @@ def assemble(store: Store, indices: Ids, tokens: AudioTokens, shared: Shared | N
         input_ids=torch.from_numpy(input_ids)[None],
         audio_input_ids=torch.from_numpy(audio)[None],
         audio_input_ids_mask=torch.ones((1, len(audio)), dtype=torch.bool),
-        audio_positions=torch.from_numpy(predicting(_ranges(target + 1, target_frames + CODEBOOKS))),
         audio_labels=torch.from_numpy(labels),
-        text_positions=torch.from_numpy(predicting(spoken)),
         text_labels=torch.from_numpy(input_ids[spoken]),
-        **structure(*_segments(parts, follows), is_audio),
+        **structure(
+            *_segments(parts, follows),
+            is_audio,
+            audio_labels=predicting(_ranges(target + 1, target_frames + CODEBOOKS)),
+            text_labels=predicting(spoken),
+        ),
     )
 
 
