@@ -91,6 +91,11 @@ class Training:
         self._autocast = torch.bfloat16 if job.precision == "bf16" and job.lora is not None else None
         stored = torch.float32 if job.lora is None else compute
         base = load_base(job.model, root=context.root, dtype=stored, device=mesh.device)
+        if getattr(base, "is_quantized", False):
+            raise StepError(
+                f"the base `{job.model.base}` is quantised, and training needs its weights as they were",
+                help="name the model that it was made from",
+            )
         self._model: nn.Module
         if job.lora is None:
             self._model = train_whole(base, job.model)
