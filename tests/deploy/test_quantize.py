@@ -39,7 +39,8 @@ from transformers import HiggsAudioV2ForConditionalGeneration
 model, info = HiggsAudioV2ForConditionalGeneration.from_pretrained(
     sys.argv[1], use_text_head=True, dtype=torch.bfloat16, output_loading_info=True)
 assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
-kinds = {type(layer.weight.data).__name__ for layer in model.model.layers.modules() if isinstance(layer, torch.nn.Linear)}
+linears = [layer for layer in model.model.layers.modules() if isinstance(layer, torch.nn.Linear)]
+kinds = {type(layer.weight.data).__name__ for layer in linears}
 assert kinds == {sys.argv[2]}, kinds
 assert type(model.audio_lm_head.weight.data) is torch.Tensor
 assert "higgsc" not in sys.modules
@@ -92,10 +93,10 @@ def test_it_is_what_torchao_and_transformers_write(
 
     quantized = report.quantization
     assert quantized is not None
-    # Really smaller: what is quantised by half and a little for the scales, the file by exactly that.
+    # Really smaller: what is quantised by half and a little for the scales, the file by that but for its header.
     assert quantized.sizes.quantized_after < 0.6 * quantized.sizes.quantized_before
     saved = (whole / "model.safetensors").stat().st_size - (out / "model.safetensors").stat().st_size
-    assert saved == pytest.approx(quantized.sizes.quantized_before - quantized.sizes.quantized_after, abs=20_000)
+    assert saved == pytest.approx(quantized.sizes.quantized_before - quantized.sizes.quantized_after, abs=40_000)
     assert len(quantized.errors) == sum(name.endswith("qdata") for name in ours) == 10 * model_layers(out)
     assert 0.001 < quantized.largest_error < (0.02 if scheme == "int8" else 0.06)
 
@@ -135,7 +136,8 @@ def test_shards_load_in_plain_transformers_and_speak(
         sharded_base, adapter, out, dtype="bf16", quantize="int8", progress=lambda *beat: reached.append(beat)
     )
     assert reached[-1][0] == reached[-1][1] > len(reached)  # the merged files were there already
-    assert not list(out.glob(".*")) and not (out / "unfinished.json").exists()
+    assert not list(out.glob(".*"))
+    assert not (out / "unfinished.json").exists()
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 3
     assert "model.layers.0.mlp.up_proj._weight_qdata" in index["weight_map"]
@@ -158,7 +160,8 @@ def test_shards_load_in_plain_transformers_and_speak(
         speaker.respond(prompt.prefix, reference, prompt.middle, seed=1, temperature=1.0, max_seconds=0.4).codes
         for _ in range(2)
     ]
-    assert len(said[0]) and np.array_equal(*said)
+    assert len(said[0])
+    assert np.array_equal(*said)
 
     # Neither merged into nor trained on.
     with pytest.raises(StepError, match="base is quantised"):
@@ -195,7 +198,7 @@ def test_without_torchao_nothing_is_made(
         raise ImportError("undefined symbol")
 
     monkeypatch.setattr(guard, "import_module", broken)
-    with pytest.raises(StepError, match="cannot be imported beside torch .*: undefined symbol"):
+    with pytest.raises(StepError, match=r"cannot be imported beside torch .*: undefined symbol"):
         merge_adapter(base, adapter, tmp_path / "merged", dtype="bf16", quantize="fp8")
     with pytest.raises(StepError, match="first release") as raised:
         merge_adapter(base, adapter, tmp_path / "merged", dtype="bf16", quantize="int8", layout="original")

@@ -122,7 +122,7 @@ def merge_adapter(
     check_layout(weights, layout)
     adapter_sha256 = sha256_file(adapter.weights_path)
     record = Record.of(weights, adapter_sha256, dtype=dtype, layout=layout)
-    steps = _Steps(progress, len(weights.tensors) * (1 if quantize is None else 2))
+    steps = Steps(progress, len(weights.tensors) * (1 if quantize is None else 2))
     with publish_folder(out_dir, marker=REPORT_FILE, goes_on_from=record.is_of) as folder:
         tensors = write_weights(adapter, weights, folder, record, dtype=DTYPES[dtype], layout=layout, steps=steps)
         merged = renamed(open_weights(folder), layout)
@@ -164,7 +164,7 @@ def merge_adapter(
     return report
 
 
-class _Steps:
+class Steps:
     """Counts the tensors as they are reached."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
@@ -203,7 +203,7 @@ def write_weights(
     *,
     dtype: torch.dtype,
     layout: Layout,
-    steps: _Steps,
+    steps: Steps,
 ) -> dict[str, Fidelity]:
     """Write the files that are not there yet."""
     found = record.files(folder)
