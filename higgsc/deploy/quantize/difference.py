@@ -16,7 +16,7 @@ from higgsc.data.store import Store
 from higgsc.deploy.merge.streamed import StreamedModel
 from higgsc.deploy.merge.verify import random_probe
 from higgsc.deploy.weights import Weights
-from higgsc.train.rows.batches import PackedBatch, pack
+from higgsc.train.rows.row import PackedBatch, pack, visible
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 SAMPLES = 8
@@ -103,6 +103,7 @@ def _figures(model: Any, batch: PackedBatch) -> tuple[float, float, Tensor]:
         position_ids=batch.position_ids,
         audio_input_ids=batch.audio_input_ids,
         audio_input_ids_mask=batch.audio_input_ids_mask,
+        attention_mask=visible(batch) if batch.shares else None,
         use_cache=False,
     ).last_hidden_state[0]
     labels = batch.audio_labels
