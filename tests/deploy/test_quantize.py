@@ -26,7 +26,7 @@ from higgsc.deploy.base import folder_ref, stored_dtype  # noqa: E402
 from higgsc.deploy.generate import Speaker  # noqa: E402
 from higgsc.deploy.merge.fold import merge_adapter  # noqa: E402
 from higgsc.deploy.merge.verify import random_probe  # noqa: E402
-from higgsc.train.model.build import load_base  # noqa: E402
+from higgsc.train.model.build import check_trainable, load_base  # noqa: E402
 from higgsc.train.objective.loss import LossModule  # noqa: E402
 from tests.deploy.conftest import MakeAdapter  # noqa: E402
 
@@ -164,6 +164,8 @@ def test_shards_load_in_plain_transformers_and_speak(
     assert np.array_equal(*said)
 
     # Neither merged into nor trained on.
+    with pytest.raises(StepError, match="quantised, and training needs"):
+        check_trainable(folder_ref(out), model)
     with pytest.raises(StepError, match="base is quantised"):
         merge_adapter(out, adapter, tmp_path / "again", dtype="bf16")
 

@@ -86,7 +86,7 @@ def difference(
 
 def _sequences(config: Any, store: Path | None) -> tuple[PackedBatch, str]:
     if store is None:
-        return random_probe(config), "a sequence of random text and codes: the run's store is not there"
+        return random_probe(config), "a sequence of random text and codes, without a store of speech"
     opened = Store.open(store)
     held_out = len(opened.validation) > 0
     chosen = (opened.validation if held_out else opened.train)[:SAMPLES]

@@ -77,6 +77,19 @@ def load_base(ref: ModelRef, *, root: Path, dtype: torch.dtype, device: torch.de
     return model.eval()
 
 
+def check_trainable(ref: ModelRef, base: Any) -> None:
+    """Refuse a quantised base: what an adapter learns on it is not exact on the model that it was made from.
+
+    Raises:
+        StepError: If it is (65).
+    """
+    if getattr(base, "is_quantized", False):
+        raise StepError(
+            f"the base `{ref.base}` is quantised, and training needs its weights as they were",
+            help="name the model that it was made from",
+        )
+
+
 def check_model_type(base: str, found: object) -> None:
     """Refuse a checkpoint of another kind of model.
 
