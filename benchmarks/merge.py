@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape
-from higgsc.deploy.merge.fold import merge_adapter, write_weights
+from higgsc.deploy.merge.fold import Steps, merge_adapter, write_weights
 from higgsc.deploy.merge.record import Record
 from higgsc.deploy.weights import open_weights
 from higgsc.train.model.adapter import open_adapter
@@ -125,7 +125,7 @@ def _contend(arguments: argparse.Namespace) -> None:
             record = Record.of(weights, "", dtype="bf16", layout="transformers")
             write_weights(
                 open_adapter(adapter), weights, out, record,
-                dtype=torch.bfloat16, layout="transformers", progress=None,
+                dtype=torch.bfloat16, layout="transformers", steps=Steps(None, 0),
             )  # fmt: skip
         case "merge":
             merge_adapter(base, adapter, out, dtype="bf16")

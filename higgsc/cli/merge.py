@@ -23,6 +23,9 @@ from higgsc.contract.outcome import ExitCode, StepError
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the merged model.")
 @click.option("--dtype", type=click.Choice(["bf16", "fp32"]), default="bf16", show_default=True)
 @click.option(
+    "--quantize", type=click.Choice(["int8", "fp8"]), help="Linear weights in 8 bits, by torchao; measured.",
+)  # fmt: skip
+@click.option(
     "--layout", type=click.Choice(["transformers", "original"]), default="transformers", show_default=True,
     help="Whose names the tensors get: transformers', or the first release's.",
 )  # fmt: skip
@@ -34,6 +37,7 @@ def command(
     select: str | None,
     output: Path,
     dtype: Literal["bf16", "fp32"],
+    quantize: Literal["int8", "fp8"] | None,
     layout: Literal["transformers", "original"],
     device: Literal["cpu", "cuda"],
 ) -> None:
@@ -66,6 +70,8 @@ def command(
         source.adapter,
         output,
         dtype=dtype,
+        quantize=quantize,
+        store=source.store,
         layout=layout,
         revision=revision if base is not None or revision is not None else adapter.revision,
         device=device,
@@ -77,6 +83,9 @@ def command(
         click.echo(f"  of {source.facts['run']}")
     click.echo(f"  logits differ from base + adapter by at most {report.logits.max_difference:.2g}")
     click.echo(f"  rounding to {dtype} costs up to {report.largest_rounding:.1%} of a tensor's change")
+    if report.quantization is not None:
+        click.echo(f"  quantised {report.quantization.words}")
+        click.echo(f"  which changed: {report.quantization.difference.words}")
     if report.largest_rounding > report.ROUNDING_WORTH_A_WORD:
         name = max(report.tensors, key=lambda name: report.tensors[name].rounding)
         click.echo(

@@ -285,6 +285,8 @@ class MergeJob(JobBase):
     best: BestMetric = "validation/audio_loss"
     """What the best checkpoint has the lowest value of."""
     dtype: Literal["bf16", "fp32"]
+    quantize: Literal["int8", "fp8"] | None = None
+    """How the merged model's linear weights are quantised afterwards."""
     merged: str
 
 

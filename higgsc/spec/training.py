@@ -147,6 +147,9 @@ class Merge(SpecModel):
     """The checkpoint to merge: the best by `checkpoint.best`, or the newest."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Number format of the merged model."""
+    quantize: Literal["int8", "fp8"] | None = None
+    """What the merged model's linear weights are quantised to, by torchao (an extra to install, `higgsc[quantize]`, to
+    make such a model and to load it). Heads, embeddings and norms stay in `dtype`."""
 
 
 class Evaluate(SpecModel):

@@ -27,7 +27,7 @@ from higgsc.train.faults.rehearsal import REHEARSES, rehearse
 from higgsc.train.faults.rollback import Rollbacks
 from higgsc.train.faults.watchdog import Watchdog
 from higgsc.train.gradients import Comparison, Gradients
-from higgsc.train.model.build import adapter_parameters, add_lora, load_base, train_whole
+from higgsc.train.model.build import adapter_parameters, add_lora, check_trainable, load_base, train_whole
 from higgsc.train.model.layers import expect_compiler, run_layers
 from higgsc.train.model.start import start_from
 from higgsc.train.objective.loss import LossModule, LossSums
@@ -92,6 +92,7 @@ class Training:
         self._autocast = torch.bfloat16 if job.precision == "bf16" and job.lora is not None else None
         stored = torch.float32 if job.lora is None else compute
         base = load_base(job.model, root=context.root, dtype=stored, device=mesh.device)
+        check_trainable(job.model, base)
         self._model: nn.Module
         if job.lora is None:
             self._model = train_whole(base, job.model)

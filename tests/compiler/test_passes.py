@@ -11,6 +11,7 @@ from higgsc.compiler.adapter import matching
 from higgsc.compiler.compile import Compilation, compile_spec
 from higgsc.compiler.passes.lora_targets import PRESETS
 from higgsc.compiler.plan import Plan
+from higgsc.contract import jobs
 from higgsc.contract.jobs import TrainJob
 
 SPECS = Path(__file__).parent.parent.parent / "specs"
@@ -143,3 +144,13 @@ def test_a_wrong_mesh_is_one_message(tmp_path: Path) -> None:
     """The batch depends on the mesh; it says nothing when the mesh is wrong, but other passes still speak."""
     compilation = compile_text(tmp_path, "hardware: 2x8\nparallelism: {shard: 3}\nlora: {targets: [nothing]}\n")
     assert [d.code for d in compilation.diagnostics] == ["HC301", "HC501"]
+
+
+def test_a_merge_is_quantised_if_asked(tmp_path: Path) -> None:
+    def merge(text: str) -> jobs.MergeJob:
+        (job,) = (step.job for step in plan_of(compile_text(tmp_path, text)).steps if step.name == "merge")
+        assert isinstance(job, jobs.MergeJob)
+        return job
+
+    assert merge("hardware: 1xH100\n").quantize is None
+    assert merge("hardware: 1xH100\nmerge: {quantize: fp8}\n").quantize == "fp8"

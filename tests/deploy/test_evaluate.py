@@ -108,7 +108,8 @@ def save(root: Path, model: Any, step: int, loss: float, ref: ModelRef = TINY) -
 def describe(draft: Path) -> None:
     """What the train step writes beside an adapter, as far as the model card speaks of it."""
     lora = {"rank": 8, "alpha": 8.0, "rank_pattern": {}, "trainable_parameters": 1}
-    (draft / "job.json").write_text(json.dumps({"run": "runs/t", "store": "runs/t/store", "lora": lora}))
+    job = {"run": "runs/t", "store": "runs/t/store", "checkpoints": "runs/t/checkpoints", "lora": lora}
+    (draft / "job.json").write_text(json.dumps(job))
     none = SavedMeter(sums=(), audio_labels=0, text_labels=0, anchors=0)
     progress = Progress(
         step=1, seconds=0, store_sha256="0" * 64, versions={}, grad_norm=0, since_log=none, since_checkpoint=none,
@@ -212,6 +213,34 @@ def test_merge_step(tmp_path: Path, context: StepContext) -> None:
     adapter.write_bytes(content)
     with pytest.raises(StepError, match=r"adapter_model\.safetensors.*hash"):
         merge.run(merge_job(), context)
+
+
+@pytest.mark.slow
+def test_a_merge_is_quantised_and_evaluated(
+    tmp_path: Path, context: StepContext, write_store: Callable[..., Path]
+) -> None:
+    pytest.importorskip("torchao")
+    write_store(held_out=3)
+    model = lora(rank=4)
+    with torch.no_grad():
+        for name, parameter in adapter_parameters(model).items():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    save(tmp_path, model, 1, 5.0)
+    result = merge.run(merge_job(dtype="bf16", quantize="fp8"), context)
+    assert result.summary.endswith("then in fp8")
+    assert float(result.figures["merge/quantized_share_of_size"]) < 0.6
+    assert 0 < abs(float(result.figures["merge/quantized_audio_loss_change"])) < 0.1
+    assert 0 < float(result.figures["merge/quantized_codes_changed"]) < 0.2
+    told = json.loads((tmp_path / "runs/t/merged/merge.json").read_text())["quantization"]
+    assert told["difference"]["measured_on"] == "3 held-out samples"
+    beat = read_heartbeat(tmp_path / "runs/t")
+    assert beat is not None
+    assert beat.done == beat.total == 2 * len(told["errors"]) + 2 * 21
+
+    # What the step measures is what the evaluation finds in the model as it is loaded.
+    figures = evaluate.run(evaluate_job(samples=0), context).figures
+    assert figures["merged/audio_loss"] == pytest.approx(told["difference"]["audio_loss"], abs=0.02)
 
 
 def test_merge_step_mistakes(tmp_path: Path, context: StepContext) -> None:

@@ -155,6 +155,7 @@ def _merge(ir: Ir) -> Step:
         select=ir.spec.merge.select,
         best=ir.spec.checkpoint.best,
         dtype=ir.spec.merge.dtype,
+        quantize=ir.spec.merge.quantize,
         merged=f"{ir.text('output')}/merged",
     )
     return _step(ir, job, "fold the adapter into the base", needs=("train",), whole_machine=False)

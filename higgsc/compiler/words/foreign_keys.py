@@ -169,6 +169,8 @@ SYNONYMS: dict[tuple[str, str], str] = {
     ("checkpoint", "every"): "every_steps",
     ("checkpoint", "keep"): "keep_last",
     ("merge", "precision"): "dtype",
+    ("merge", "quantization"): "quantize",
+    ("merge", "quant"): "quantize",
     ("site", "name"): "profile",
     ("site", "time"): "time_limit",
     ("site", "queue"): "partition",

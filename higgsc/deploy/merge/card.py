@@ -8,7 +8,7 @@ from pathlib import Path
 from higgsc.deploy.merge.names import Layout
 
 
-def write_card(folder: Path, facts: Mapping[str, str], *, base: str | None, layout: Layout) -> None:
+def write_card(folder: Path, facts: Mapping[str, str], *, base: str | None, layout: Layout, quantized: bool) -> None:
     """Write the model card, `README.md`: what this is, where it comes from, and what the licence asks for.
 
     Args:
@@ -16,6 +16,7 @@ def write_card(folder: Path, facts: Mapping[str, str], *, base: str | None, layo
         facts: Where it comes from, a line each.
         base: What the adapter was trained on, if it says; the hub links the two.
         layout: Whose names the tensors have, which decides what can load it.
+        quantized: Whether loading it takes torchao.
     """
     listed = base is not None and "/" in base and not Path(base).exists()
     header = ["---", *([f"base_model: {base}"] if listed else []), "base_model_relation: finetune"]
@@ -23,6 +24,7 @@ def write_card(folder: Path, facts: Mapping[str, str], *, base: str | None, layo
     header += ["license: other", "---"]
     loads = (
         "Loads with transformers' `HiggsAudioV2ForConditionalGeneration`; its text head with `use_text_head=True`."
+        + (" Its linear weights are quantised: `pip install torchao`." if quantized else "")
         if layout == "transformers"
         else "Has the names of the first release's code (boson-ai/higgs-audio); transformers cannot load it."
     )

@@ -28,6 +28,12 @@ def check_base(weights: Weights) -> dict[str, Any]:
     except ValueError as error:
         raise StepError(f"the base's configuration is not JSON: {error}", path=path) from error
     check_model_type(str(weights.folder), config.get("model_type"))
+    if config.get("quantization_config") is not None:
+        raise StepError(
+            "the base is quantised, so that an adapter has no exact merge with it",
+            path=path,
+            help="merge into the base that it was made from, and quantise the result",
+        )
     shapes = {name: tuple(parameter.shape) for name, parameter in empty_model(config).named_parameters()}
     for name in sorted(shapes.keys() | weights.tensors.keys()):
         there = weights.tensors[name].shape if name in weights.tensors else None

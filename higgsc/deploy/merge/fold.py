@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -26,9 +26,12 @@ from higgsc.deploy.merge.original_config import write_original_config
 from higgsc.deploy.merge.record import Record
 from higgsc.deploy.merge.rows import Fidelity, MergedTensor, exact_rows
 from higgsc.deploy.merge.verify import LogitsCheck, compare_logits
+from higgsc.deploy.quantize.folder import Quantization, put_in_place, quantize_draft
+from higgsc.deploy.quantize.scheme import Scheme
 from higgsc.deploy.weights import TensorInfo, Weights, open_weights, write_file, write_index
 from higgsc.train.model.adapter import Adapter, open_adapter
 from higgsc.train.model.folder import base_folder, copy_companions
+from higgsc.train.model.torchao import check_torchao
 
 REPORT_FILE = "merge.json"
 REPORT_SCHEMA = "higgsc.merge/v1"
@@ -52,6 +55,8 @@ class MergeReport:
     logits: LogitsCheck
     tensors: Mapping[str, Fidelity]
     """The merged tensors, by their names in the base."""
+    quantization: Quantization | None = None
+    """What was quantised after that, and what it changed; `tensors` and `logits` are of the model before."""
 
     ROUNDING_WORTH_A_WORD: ClassVar[float] = 0.25
     """Largest `rounding` that goes without a warning; bfloat16 rounds as much away where a tensor changed by 0.6 %."""
@@ -69,6 +74,8 @@ def merge_adapter(
     *,
     dtype: Literal["bf16", "fp32"],
     layout: Layout = "transformers",
+    quantize: Scheme | None = None,
+    store: Path | None = None,
     revision: str | None = None,
     device: torch.device | str = "cpu",
     provenance: Mapping[str, str] | None = None,
@@ -86,16 +93,27 @@ def merge_adapter(
         out_dir: The folder to write.
         dtype: Dtype of the merged model's floating-point tensors.
         layout: Whose names and configuration the result has: transformers', or the first release's.
+        quantize: How the linear weights are quantised once the merge has been checked; None leaves them in `dtype`,
+            which stays that of everything else.
+        store: Speech that is measured on what quantising changes; None for a random sequence.
         revision: Commit, tag or branch of the base on the hub.
         device: Where the logits are compared.
         provenance: More lines for the model card, by what they say.
         progress: Told about every tensor.
 
     Raises:
-        StepError: If a file is missing (66) or damaged, the adapter is of a kind that has no exact merge, or does not
-            fit the base, naming file and tensor (65); if the logits differ (70); if `out_dir` holds something
-            else (2), or cannot be written (74).
+        StepError: If a file is missing, or torchao where it is asked for (66); if a file is damaged, the adapter is of
+            a kind that has no exact merge, or does not fit the base, naming file and tensor (65); if the logits differ
+            (70); if `out_dir` holds something else (2), or cannot be written (74).
     """
+    if quantize is not None:
+        if layout != "transformers":
+            raise StepError(
+                "a quantised model can only have transformers' names: the first release's code cannot load it",
+                code=ExitCode.USAGE,
+                help="leave `--layout` or `--quantize` out",
+            )
+        check_torchao()
     adapter = open_adapter(adapter_dir)
     base_dir = base_folder(str(base), revision, root=Path.cwd())
     weights = open_weights(base_dir)
@@ -104,8 +122,9 @@ def merge_adapter(
     check_layout(weights, layout)
     adapter_sha256 = sha256_file(adapter.weights_path)
     record = Record.of(weights, adapter_sha256, dtype=dtype, layout=layout)
+    steps = Steps(progress, len(weights.tensors) * (1 if quantize is None else 2))
     with publish_folder(out_dir, marker=REPORT_FILE, goes_on_from=record.is_of) as folder:
-        tensors = write_weights(adapter, weights, folder, record, dtype=DTYPES[dtype], layout=layout, progress=progress)
+        tensors = write_weights(adapter, weights, folder, record, dtype=DTYPES[dtype], layout=layout, steps=steps)
         merged = renamed(open_weights(folder), layout)
         check = compare_logits(config, weights, adapter_dir, merged, dtype=DTYPES[dtype], device=torch.device(device))
         report = MergeReport(
@@ -126,14 +145,38 @@ def merge_adapter(
                 path=adapter.weights_path,
                 help="merge in fp32 to rule out rounding; if it differs there too, please report it",
             )
+        if quantize is not None:
+            quantized = quantize_draft(
+                merged, config, quantize, store=store, device=torch.device(device), reached=steps.reached
+            )
+            report = replace(report, quantization=quantized)
         copy_companions(base_dir, folder, DTYPES[dtype])
         if layout == "original":
             write_original_config(folder)
-        write_card(folder, _facts(report, provenance or {}), base=adapter.base, layout=layout)
+        write_card(
+            folder, _facts(report, provenance or {}), base=adapter.base, layout=layout, quantized=quantize is not None
+        )
         text = json.dumps({"schema": REPORT_SCHEMA, "higgsc": higgsc.__version__, **asdict(report)}, indent=2)
         (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
-        record.remove(folder)
+        record.remove(folder)  # from here on, the folder is complete or thrown away
+        if quantize is not None:
+            put_in_place(folder, quantize)
     return report
+
+
+class Steps:
+    """Counts the tensors as they are reached."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def skip(self, tensors: int) -> None:
+        self._done += tensors
+
+    def reached(self, name: str) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._total, name)
 
 
 def _facts(report: MergeReport, provenance: Mapping[str, str]) -> dict[str, str]:
@@ -146,6 +189,8 @@ def _facts(report: MergeReport, provenance: Mapping[str, str]) -> dict[str, str]
         "adapter (SHA-256)": report.adapter_sha256,
         "stored in": f"{report.dtype}; up to {report.largest_rounding:.1%} of a tensor's change is rounded away",
         "checked": f"logits of up to {check.largest_logit:.3g} within {check.max_difference:.2g} of base and adapter",
+        **({} if report.quantization is None else {"quantised": report.quantization.words}),
+        **({} if report.quantization is None else {"quantising changed": report.quantization.difference.words}),
         "merged by": f"higgsc {higgsc.__version__}",
     }
 
@@ -158,22 +203,18 @@ def write_weights(
     *,
     dtype: torch.dtype,
     layout: Layout,
-    progress: Progress | None,
+    steps: Steps,
 ) -> dict[str, Fidelity]:
     """Write the files that are not there yet."""
     found = record.files(folder)
-    total, done = len(weights.tensors), 0
     for file in weights.files:
         if file in found:
-            done += sum(info.file == file for info in weights.tensors.values())
+            steps.skip(sum(info.file == file for info in weights.tensors.values()))
             continue
         tensors: dict[str, MergedTensor] = {}
 
         def change(info: TensorInfo, tensors: dict[str, MergedTensor] = tensors) -> MergedTensor | None:
-            nonlocal done
-            done += 1
-            if progress is not None:
-                progress(done, total, info.name)
+            steps.reached(info.name)
             exact = exact_rows(adapter, info)
             if exact is None:
                 return None

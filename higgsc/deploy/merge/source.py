@@ -9,6 +9,7 @@ from typing import Any
 
 from higgsc.contract.jobs import BestMetric
 from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.data.store import STORE_FILE
 from higgsc.train.checkpoints.checkpoint import (
     VALIDATION_METRIC,
     Checkpoint,
@@ -30,6 +31,8 @@ class Source:
     """Folder in PEFT's format."""
     facts: Mapping[str, str]
     """Where it comes from, for the model card."""
+    store: Path | None = None
+    """The speech that it was trained on, if that is still there."""
 
 
 def find_source(path: Path, select: str | None) -> Source:
@@ -77,7 +80,18 @@ def of_checkpoint(checkpoint: Checkpoint) -> Source:
     }
     if checkpoint.metrics:
         facts["figures"] = ", ".join(f"{name} {value:.4g}" for name, value in sorted(checkpoint.metrics.items()))
-    return Source(checkpoint.adapter, facts)
+    return Source(checkpoint.adapter, facts, _store(checkpoint, job))
+
+
+def _store(checkpoint: Checkpoint, job: Mapping[str, Any]) -> Path | None:
+    """The store is named from the project root, and so is the checkpoints' folder: from there the root follows."""
+    root, below = checkpoint.path.resolve().parent, Path(str(job.get("checkpoints", "")))
+    for part in reversed(below.parts):
+        if root.name != part:
+            return None  # the run was moved
+        root = root.parent
+    store = root / str(job["store"])
+    return store if (store / STORE_FILE).is_file() else None
 
 
 def _selected(folder: Path, select: str) -> Checkpoint:

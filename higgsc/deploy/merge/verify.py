@@ -80,7 +80,7 @@ def compare_logits(
         device: Where to compute.
     """
     streamed = StreamedModel(base, config, device=device)
-    probe = _probe(streamed.model.config).to(device)
+    probe = random_probe(streamed.model.config).to(device)
     alone = _logits(streamed.model, probe)
     streamed.add_adapter(adapter)
     adapted = _logits(streamed.model, probe)
@@ -115,7 +115,7 @@ def _logits(model: Any, probe: PackedBatch) -> Logits:
     return model.audio_lm_head(hidden).cpu(), model.text_lm_head(hidden[::8]).cpu()
 
 
-def _probe(config: Any) -> PackedBatch:
+def random_probe(config: Any) -> PackedBatch:
     """A sequence in the training layout: random text below the special ids, random codes, a second of each clip."""
     random = np.random.default_rng(0)
     first_special = min(config.audio_token_id, config.audio_delay_token_id, config.audio_bos_token_id)

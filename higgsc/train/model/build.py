@@ -21,6 +21,7 @@ from higgsc.contract.jobs import LoraJob, ModelRef
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.loading import first_line
 from higgsc.train.model.builtin import resolve_base
+from higgsc.train.model.torchao import check_torchao
 from higgsc.train.seeds import Purpose, torch_seed
 
 MODEL_TYPE = HiggsAudioV2Config.model_type
@@ -38,15 +39,18 @@ def load_base(ref: ModelRef, *, root: Path, dtype: torch.dtype, device: torch.de
         A `HiggsAudioV2ForConditionalGeneration` in evaluation mode, attention by `scaled_dot_product_attention`.
 
     Raises:
-        StepError: If the checkpoint cannot be read (66), is another model, or lacks weights. transformers itself
-            fills in what is missing at random and only warns, and a checkpoint in the original implementation's
-            format lacks its audio embeddings and heads under transformers' names.
+        StepError: If the checkpoint cannot be read, or is quantised while torchao is not there (66); if it is another
+            model, or lacks weights. transformers itself fills in what is missing at random and only warns, and a
+            checkpoint in the original implementation's format lacks its audio embeddings and heads under
+            transformers' names.
     """
     base = str(resolve_base(ref.base, root=root))
     options: dict[str, Any] = {} if ref.revision is None else {"revision": ref.revision}
     try:
         config, _ = HiggsAudioV2Config.get_config_dict(base, **options)
         check_model_type(ref.base, config.get("model_type"))
+        if config.get("quantization_config") is not None:
+            check_torchao()
         model, info = HiggsAudioV2ForConditionalGeneration.from_pretrained(
             base,
             use_text_head=True,
@@ -71,6 +75,19 @@ def load_base(ref: ModelRef, *, root: Path, dtype: torch.dtype, device: torch.de
                 help="it must hold every weight of transformers' HiggsAudioV2ForConditionalGeneration, text head too",
             )
     return model.eval()
+
+
+def check_trainable(ref: ModelRef, base: Any) -> None:
+    """Refuse a quantised base: what an adapter learns on it is not exact on the model that it was made from.
+
+    Raises:
+        StepError: If it is (65).
+    """
+    if getattr(base, "is_quantized", False):
+        raise StepError(
+            f"the base `{ref.base}` is quantised, and training needs its weights as they were",
+            help="name the model that it was made from",
+        )
 
 
 def check_model_type(base: str, found: object) -> None:
