@@ -76,11 +76,11 @@ def curves(name: str, shown: Mapping[str, Curve]) -> str:
     label = f"{name} from step {first} to {last}, between {low:.3g} and {high:.3g}"
     return (
         f'<figure class="curves"><figcaption><b>{html.escape(name)}</b> {"".join(legend)}</figcaption>'
-        f'<div class="range"><span>{high:.3g}</span><span>{low:.3g}</span></div>'
         f'<svg viewBox="0 0 {_WIDTH} {_CURVE_HEIGHT}" role="img" '
         f'aria-label="{html.escape(label)}">{"".join(drawn)}'
         f'<line class="base" x1="0" x2="{_WIDTH}" y1="{_CURVE_HEIGHT}" y2="{_CURVE_HEIGHT}"></line></svg>'
-        f'<div class="axis"><span>step {first}</span><span>step {last}</span></div></figure>'
+        f'<div class="axis"><span>step {first}</span><span>{low:.3g} to {high:.3g}</span><span>step {last}</span></div>'
+        "</figure>"
     )
 
 
