@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import soxr  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from transformers import (  # noqa: E402
     AutoFeatureExtractor,
     AutoProcessor,
@@ -92,6 +93,23 @@ def test_mistakes_are_told_before_anything_is_loaded(whisper: Path, wavlm: Path,
     with pytest.raises(StepError, match=r"does not know the language `xx`.*") as raised:
         Recogniser.load(str(whisper), root=tmp_path, device=CPU, language="xx")
     assert "ar, en" in str(raised.value)
+
+
+def test_a_released_checkpoint_has_older_names_and_lacks_what_only_training_needs(wavlm: Path, tmp_path: Path) -> None:
+    """Pickled by torch, the weight norm by its former names, no vector for masked sound."""
+    tensors, older = load_file(wavlm / "model.safetensors"), {}
+    assert any(name.endswith("masked_spec_embed") for name in tensors)
+    for name, tensor in tensors.items():
+        if not name.endswith("masked_spec_embed"):
+            name = name.replace("parametrizations.weight.original0", "weight_g")
+            older[name.replace("parametrizations.weight.original1", "weight_v")] = tensor
+    assert any(name.endswith("weight_g") for name in older)
+    torch.save(older, tmp_path / "pytorch_model.bin")
+    for path in wavlm.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    samples = wave(1, 440)
+    one, other = (Voices.load(str(folder), root=tmp_path, device=CPU).embed(samples) for folder in (wavlm, tmp_path))
+    assert torch.equal(one, other)
 
 
 def test_a_wavlm_that_never_learned_voices_is_refused(wavlm: Path, tmp_path: Path) -> None:
