@@ -63,7 +63,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "higgsc needs Python 3.11 or newer; name one with: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,serve,dev,quantize]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,serve,eval,quantize,dev]'
 	@touch $@
 
 clean:

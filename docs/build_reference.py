@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from higgsc.compiler.codes import CODES
+from higgsc.contract.evaluation import Evaluation
 from higgsc.spec.json_schema import json_schema
 
 DOCS = Path(__file__).resolve().parent
@@ -21,9 +22,16 @@ def pages() -> dict[Path, str]:
     """Every generated page by its path."""
     return {
         DOCS / "schema" / "higgsc.v1.json": json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n",
+        DOCS / "schema" / "evaluation.v2.json": _result_schema(),
         DOCS / "reference" / "codes.md": _codes(),
         DOCS / "reference" / "spec.md": _spec(json_schema()),
     }
+
+
+def _result_schema() -> str:
+    """Of `evaluation.json`."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Evaluation.model_json_schema()}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def _codes() -> str:

@@ -30,6 +30,7 @@ COMMANDS = {
     "data": "Convert and validate speech data.",
     "checkpoint": "List, validate, compare, find and convert checkpoints and adapters.",
     "merge": "Fold a LoRA adapter into its base model.",
+    "evaluate": "Compare a trained model with its base, in figures and to listen to.",
     "generate": "Speak texts in the voice of a recording.",
     "serve": "Serve a model over HTTP, for OpenAI's clients and with a page.",
     "explain": "Explain a diagnostic code, or where a value came from.",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from higgsc.cli.compiling import compile_and_report, headline, refuse_without_data
+from higgsc.cli.compiling import compile_and_report, headline, refuse_without_data, relative
 from higgsc.compiler.compile import Compilation, compile_spec
 from higgsc.compiler.ir import Ir
 from higgsc.contract.outcome import ExitCode, StepError
@@ -100,3 +100,21 @@ def asked_about(name: Path | None) -> list[Target]:
     if not compilation.compiled:
         raise StepError("the spec has errors", code=ExitCode.DIAGNOSTICS, path=name, help=f"run `higgsc check {name}`")
     return [open_build(compilation.root / build.plan.build) for build in builds_of(compilation)]
+
+
+def run_folder(what: Path) -> Path:
+    """The folder that is meant: as it stands, or the run of that name or spec.
+
+    Raises:
+        StepError: See `asked_about`; or it is a sweep, which has several (2).
+    """
+    if what.is_dir():
+        return what
+    found = asked_about(what)
+    if len(found) > 1:
+        raise StepError(
+            f"`{what}` is a sweep of {len(found)} runs: name one of them",
+            code=ExitCode.USAGE,
+            help=", ".join(relative(target.run) for target in found[:6]),
+        )
+    return found[0].run

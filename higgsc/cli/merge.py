@@ -10,7 +10,7 @@ from typing import Literal
 import click
 
 from higgsc.cli.compiling import relative
-from higgsc.cli.launching import asked_about
+from higgsc.cli.launching import run_folder
 from higgsc.cli.quiet import quiet_libraries
 from higgsc.contract.outcome import ExitCode, StepError
 
@@ -50,7 +50,7 @@ def command(
     from higgsc.deploy.merge.source import find_source
     from higgsc.train.model.adapter import open_adapter
 
-    source = find_source(_folder(what), select)
+    source = find_source(run_folder(what), select)
     adapter = open_adapter(source.adapter)
     if base is None and adapter.base is None:
         raise StepError(
@@ -93,17 +93,3 @@ def command(
             f"{report.largest_rounding:.0%} of it is lost; merge with --dtype fp32, or serve the adapter unmerged",
             err=True,
         )
-
-
-def _folder(what: Path) -> Path:
-    """The folder that is meant: as it stands, or the run of that name or spec."""
-    if what.is_dir():
-        return what
-    found = asked_about(what)
-    if len(found) > 1:
-        raise StepError(
-            f"`{what}` is a sweep of {len(found)} runs: name one of them",
-            code=ExitCode.USAGE,
-            help=", ".join(relative(target.run) for target in found[:6]),
-        )
-    return found[0].run

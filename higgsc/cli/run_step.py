@@ -79,6 +79,6 @@ def _carry_out(job: jobs.Job, context: StepContext, shard: int | None) -> StepRe
 
             return merge_step.run(job, context)
         case jobs.EvaluateJob():
-            from higgsc.deploy import evaluate
+            from higgsc.deploy.evaluate import step as evaluate_step
 
-            return evaluate.run(job, context)
+            return evaluate_step.run(job, context)

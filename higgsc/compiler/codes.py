@@ -289,10 +289,11 @@ CODES: dict[str, Code] = {
         "warning",
     ),
     "HC414": Code(
-        "a package for tracking is not here",
-        "`tracking.to` names a tool whose package is no part of higgsc: `pip install wandb` or `pip install trackio`\n"
-        "in the environment of the steps. The train step looks for it before it loads anything, and refuses. Here it\n"
-        "is a warning, because the training may run in another environment.",
+        "a package is not here",
+        "`tracking.to` names a tool whose package is no part of higgsc, or `evaluate.recogniser` needs one to\n"
+        "count errors: `pip install wandb`, `trackio` or `jiwer` in the environment of the steps. The step looks for\n"
+        "it before it loads anything, and refuses. Here it is a warning, because the steps may run in another\n"
+        "environment.",
         "warning",
     ),
     "HC421": Code(
@@ -314,6 +315,12 @@ CODES: dict[str, Code] = {
         "a tracking option without effect",
         "`tracking.project` is for W&B and trackio, `tracking.entity` and `tracking.offline` are for W&B. The spec\n"
         "tracks with neither: often `to` was inherited, or overridden.",
+        "warning",
+    ),
+    "HC424": Code(
+        "a model that measures speech, and no speech",
+        "`evaluate.recogniser` and `evaluate.similarity` listen to what the models speak. With `samples: 0` they\n"
+        "speak nothing; the losses are measured all the same.",
         "warning",
     ),
     "HC501": Code(

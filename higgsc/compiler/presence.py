@@ -1,4 +1,4 @@
-"""Whether the local files that a spec names are here, and the packages that its training needs beside the usual ones.
+"""Whether the local files that a spec names are here, and the packages that its steps need beside the usual ones.
 
 No part of compiling, which is a pure function of the spec: a build is the same whether the data are here or on the
 cluster only. The commands ask afterwards, so that a misspelt path is not found by the prepare step after an hour in
@@ -41,27 +41,35 @@ def missing_files(compilation: Compilation) -> tuple[Diagnostic, ...]:
 
 
 def missing_packages(compilation: Compilation) -> tuple[Diagnostic, ...]:
-    """A warning for each tracker of the training whose package this Python lacks, if it is the one that may train.
+    """A warning for each package that the steps need for an option and this Python lacks, if it may run them.
 
     It may not where the site has an environment of its own for the steps, nor where there is no torch.
     """
     sink = Sink()
     for made in compilation.compiled:
-        site, tracking = made.ir.spec.site, made.ir.spec.tracking
+        site = made.ir.spec.site
         elsewhere = site.venv is not None or site.conda is not None or site.container is not None
         if elsewhere or find_spec("torch") is None:
             continue
-        for index, name in enumerate(tracking.to):
+        for at, name, out in _packages(made.ir):
             if find_spec(name) is None:
                 sink.add(
                     Diagnostic(
                         "HC414",
                         f"the package `{name}` is not installed here",
-                        made.ir.label(f"tracking.to.{index}"),
-                        help=f"`pip install {name}` where the training runs, or leave `{name}` out",
+                        made.ir.label(at),
+                        help=f"`pip install {name}` where the step runs, or leave `{out}` out",
                     )
                 )
     return sink.diagnostics
+
+
+def _packages(ir: Ir) -> Iterator[tuple[str, str, str]]:
+    """Where the spec asks for something that takes a package of its own, the package, and what to leave out."""
+    for index, name in enumerate(ir.spec.tracking.to):
+        yield f"tracking.to.{index}", name, name
+    if ir.spec.evaluate is not None and ir.spec.evaluate.recogniser is not None:
+        yield "evaluate.recogniser", "jiwer", "recogniser"
 
 
 def _local_paths(ir: Ir) -> Iterator[tuple[str, str]]:
@@ -71,6 +79,12 @@ def _local_paths(ir: Ir) -> Iterator[tuple[str, str]]:
             yield f"data.train.{index}.path", source.path
     if ir.spec.lora is not None and ir.spec.lora.start is not None:
         yield "lora.start", ir.spec.lora.start
-    for at, name in (("model.base", ir.spec.model.base), ("model.audio_tokenizer", ir.spec.model.audio_tokenizer)):
-        if name.startswith((".", "/")):
+    evaluate, model = ir.spec.evaluate, ir.spec.model
+    for at, name in (
+        ("model.base", model.base),
+        ("model.audio_tokenizer", model.audio_tokenizer),
+        ("evaluate.recogniser", None if evaluate is None else evaluate.recogniser),
+        ("evaluate.similarity", None if evaluate is None else evaluate.similarity),
+    ):
+        if name is not None and name.startswith((".", "/")):
             yield at, name

@@ -301,7 +301,7 @@ class SelectJob(_Frozen):
 
 
 class EvaluateJob(JobBase):
-    """Speak prompts with the trained model; compare its validation loss with the base's."""
+    """Compare base and trained model: losses on held-out samples, and the same prompts spoken by both."""
 
     step: Literal["evaluate"] = "evaluate"
     store: str
@@ -312,6 +312,14 @@ class EvaluateJob(JobBase):
     samples: int
     prompts: Literal["held-out", "training"]
     temperature: float
+    language: str | None = None
+    """Of the texts, such as `ar`."""
+    recogniser: str | None = None
+    """Hub id or folder of the Whisper that understands what was said; None measures no word errors."""
+    similarity: str | None = None
+    """Hub id or folder of the WavLM that compares voices; None compares none."""
+    spec: str | None = None
+    """The resolved spec, for the report."""
     evaluation: str
 
 

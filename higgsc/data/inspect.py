@@ -142,7 +142,7 @@ def _decoded(span: AudioSpan, path: Path, header: Header, limits: DataLimits, od
     if start and start >= header.frames:
         return Finding(errors=(f"ends before the offset of {span.offset:g} s",), **basics)
     wanted = None if span.duration is None else round(span.duration * header.rate)
-    meter = _Meter(header.rate)
+    meter = Meter(header.rate)
     limit = int(limits.max_seconds * header.rate)
     try:
         with soundfile.SoundFile(path) as stream:
@@ -186,7 +186,7 @@ def _loudness_meter(rate: int) -> Any:
     return pyloudnorm.Meter(rate, block_size=_GATE_SECONDS)
 
 
-class _Meter:
+class Meter:
     """Sums over the blocks of a recording; channels are averaged, as preparation does."""
 
     def __init__(self, rate: int) -> None:

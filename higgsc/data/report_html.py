@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-import re
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from higgsc.data.page.document import document, player, section, spoken, text, tiles, write_whole
 from higgsc.data.report import UNITS, figures, worst
-from higgsc.data.report_svg import chart, waveform
+from higgsc.data.report_svg import chart
 from higgsc.data.structure import Problem
 from higgsc.data.validate import Recording, Report, characters_per_second
 
@@ -23,8 +19,6 @@ _PLAYED_SECONDS = 12
 """Of each of the worst samples: the page holds the sound itself."""
 _SPEAKERS = 12
 _DEPTHS = {"rows": "rows alone, no audio", "headers": "rows and the headers of recordings", "full": "all of it decoded"}
-_UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-_NOTHING_ELSE = "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
 
 
 def write_page(report: Report, path: Path, *, title: str) -> None:
@@ -33,69 +27,45 @@ def write_page(report: Report, path: Path, *, title: str) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page(report, title=title), "utf-8")
-    temporary.replace(path)
+    write_whole(path, page(report, title=title))
 
 
 def page(report: Report, *, title: str) -> str:
-    """The page as text: well-formed XML as well as HTML, without scripts and without anything to load."""
+    """The page as text."""
     verdict = "passed" if report.passed else "failed"
-    style = resources.files("higgsc.data").joinpath("report.css").read_text("utf-8")
     charts = "".join(chart(name, UNITS[name], values) for name, values in figures(report).items())
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>
-<meta http-equiv="Content-Security-Policy" content="{_NOTHING_ELSE}"/>
-<title>{_text(title)}: {verdict}</title><style>{style}</style></head><body>
-<header><h1 dir="auto">{_text(title)}</h1><span class="verdict {verdict}">{verdict}</span>
-<span class="soft">Speech data, {_DEPTHS[report.depth]}. {report.max_bad_fraction:.2%} of the samples may be bad.</span>
-</header>
-<section class="tiles">{_tiles(report)}</section>
-{_problems("Errors", "preparation leaves these samples out", "error", report.errors)}
-{_problems("Warnings", "usable, and odd", "warning", report.warnings)}
-{
-        _section(
-            "Distributions",
-            "of the good samples; the line is the median, bars in its colour hold what lies far out",
-            f'<div class="charts">{charts}</div>',
-        )
-        if charts
-        else ""
-    }
-{_samples(report)}
-{_counts("Speakers", "those with the most samples", dict(report.structure.speakers.most_common(_SPEAKERS)))}
-{_counts("Text clean-up", "what it changes, and how often", dict(report.changes.most_common()))}
-</body></html>
-"""
-
-
-def _text(value: str) -> str:
-    """Escaped, and without the characters that XML has no way to write."""
-    return html.escape(_UNWRITABLE.sub("\ufffd", value))
-
-
-def _section(title: str, note: str, content: str) -> str:
-    return f"<section><h2>{_text(title)} <small>{_text(note)}</small></h2>{content}</section>"
+    head = (
+        f'<h1 dir="auto">{text(title)}</h1><span class="verdict {verdict}">{verdict}</span>'
+        f'<span class="soft">Speech data, {_DEPTHS[report.depth]}. '
+        f"{report.max_bad_fraction:.2%} of the samples may be bad.</span>"
+    )
+    far = "of the good samples; the line is the median, bars in its colour hold what lies far out"
+    parts = [
+        _tiles(report),
+        _problems("Errors", "preparation leaves these samples out", "error", report.errors),
+        _problems("Warnings", "usable, and odd", "warning", report.warnings),
+        section("Distributions", far, f'<div class="charts">{charts}</div>') if charts else "",
+        _samples(report),
+        _counts("Speakers", "those with the most samples", dict(report.structure.speakers.most_common(_SPEAKERS))),
+        _counts("Text clean-up", "what it changes, and how often", dict(report.changes.most_common())),
+    ]
+    return document(f"{title}: {verdict}", head, "\n".join(filter(None, parts)))
 
 
 def _tiles(report: Report) -> str:
     good = report.samples - report.bad
-    tiles = [("samples", f"{report.samples:,}", ""), ("usable", f"{good:,}", "")]
+    shown = [("samples", f"{report.samples:,}", ""), ("usable", f"{good:,}", "")]
     share = f"{report.bad / report.samples:.2%}" if report.samples else "all"
-    tiles.append((f"bad, {share}", f"{report.bad:,}", "" if report.passed else "failed"))
+    shown.append((f"bad, {share}", f"{report.bad:,}", "" if report.passed else "failed"))
     if report.seconds:
         hours = report.seconds >= 3600
-        tiles.append(
+        shown.append(
             ("of speech", f"{report.seconds / 3600:,.1f} h" if hours else f"{report.seconds / 60:.1f} min", "")
         )
-    tiles.append(("speakers", f"{sum(bool(name) for name in report.structure.speakers):,}", ""))
+    shown.append(("speakers", f"{sum(bool(name) for name in report.structure.speakers):,}", ""))
     if report.files:
-        tiles.append(("recordings", f"{report.files:,}", ""))
-    return "".join(
-        f'<div class="tile {kind}"><b>{value}</b><span class="soft">{_text(label)}</span></div>'
-        for label, value, kind in tiles
-    )
+        shown.append(("recordings", f"{report.files:,}", ""))
+    return tiles(shown)
 
 
 def _problems(title: str, note: str, kind: str, problems: Mapping[str, Problem]) -> str:
@@ -103,13 +73,13 @@ def _problems(title: str, note: str, kind: str, problems: Mapping[str, Problem])
         return ""
     boxes = "".join(
         f'<details class="problem {kind}"{_opened(number)}><summary><b>{problem.count:,}</b>'
-        f'<span dir="auto">{_text(cause)}</span></summary><ul>'
-        + "".join(f'<li><code dir="auto">{_text(example)}</code></li>' for example in problem.examples)
+        f'<span dir="auto">{text(cause)}</span></summary><ul>'
+        + "".join(f'<li><code dir="auto">{text(example)}</code></li>' for example in problem.examples)
         + (f'<li class="soft">and {more:,} more</li>' if (more := problem.count - len(problem.examples)) else "")
         + "</ul></details>"
         for number, (cause, problem) in enumerate(sorted(problems.items(), key=lambda item: -item[1].count))
     )
-    return _section(title, note, f'<div class="problems">{boxes}</div>')
+    return section(title, note, f'<div class="problems">{boxes}</div>')
 
 
 def _opened(number: int) -> str:
@@ -120,31 +90,31 @@ def _counts(title: str, note: str, counts: Mapping[str, int]) -> str:
     if not any(counts):
         return ""
     rows = "".join(
-        f'<tr><td class="count">{count:,}</td><td dir="auto">{_text(name or "no name")}</td></tr>'
+        f'<tr><td class="count">{count:,}</td><td dir="auto">{text(name or "no name")}</td></tr>'
         for name, count in counts.items()
     )
-    return _section(title, note, f"<table>{rows}</table>")
+    return section(title, note, f"<table>{rows}</table>")
 
 
 def _samples(report: Report) -> str:
     cards = "".join(_card(recording, kinds) for recording, kinds in worst(report))
     note = f"usable, with the most that is odd about them; the first {_PLAYED_SECONDS} seconds"
-    return _section("The oddest samples", note, f'<div class="samples">{cards}</div>') if cards else ""
+    return section("The oddest samples", note, f'<div class="samples">{cards}</div>') if cards else ""
 
 
 def _card(recording: Recording, kinds: tuple[str, ...]) -> str:
     finding = recording.finding
-    marks = "".join(f'<span class="kind">{_text(kind)}</span>' for kind in kinds)
+    marks = "".join(f'<span class="kind">{text(kind)}</span>' for kind in kinds)
     facts = [f"{finding.seconds or 0:.1f} s", f"{characters_per_second(recording):.1f} characters/s"]
     facts += [f"{finding.loudness:.0f} LUFS"] if finding.loudness is not None else []
     facts += [f"{finding.rate / 1000:g} kHz"] if finding.rate else []
     return (
         '<article class="sample">'
         + f'<div class="kinds">{marks}</div>'
-        + f'<p class="text" dir="auto">{_text(recording.text)}</p>{_player(recording)}'
+        + f"{spoken(recording.text)}{_player(recording)}"
         + f'<div class="facts soft">{"".join(f"<span>{fact}</span>" for fact in facts)}'
-        + f'<bdi>{_text(recording.speaker)}</bdi></div><code dir="auto">{_text(recording.id)}</code>'
-        + f'<code class="soft">{_text(recording.place)}</code></article>'
+        + f'<bdi>{text(recording.speaker)}</bdi></div><code dir="auto">{text(recording.id)}</code>'
+        + f'<code class="soft">{text(recording.place)}</code></article>'
     )
 
 
@@ -152,12 +122,7 @@ def _player(recording: Recording) -> str:
     """Shape and sound; nothing where the recording was not decoded and so may not be sound."""
     if recording.finding.content is None:
         return ""
-    samples, rate = _start_of(recording)
-    target = io.BytesIO()
-    soundfile.write(target, samples, rate, format="FLAC", subtype="PCM_16")
-    sound = base64.b64encode(target.getvalue()).decode()
-    player = f'<audio controls="controls" preload="metadata" src="data:audio/flac;base64,{sound}"></audio>'
-    return waveform(samples) + player
+    return player(*_start_of(recording))
 
 
 def _start_of(recording: Recording) -> tuple[npt.NDArray[np.float32], int]:

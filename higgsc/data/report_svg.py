@@ -1,4 +1,4 @@
-"""Pictures of the validation report's page: a distribution, and the shape of a recording."""
+"""The picture of a distribution, for the validation report's page."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import html
 import math
 import statistics
 
-import numpy as np
-import numpy.typing as npt
-
 from higgsc.data.report import histogram
 
 _WIDTH, _HEIGHT = 320, 96
 _BINS = 40
 _FAR = 8.0
 """Deviations from the median, past which a value is drawn in the last bar."""
-_WAVE_HEIGHT, _WAVE_COLUMNS = 44, 160
 
 
 def chart(name: str, unit: str, values: list[float]) -> str:
@@ -55,21 +51,3 @@ def _reach(values: list[float], middle: float) -> tuple[float, float]:
     """The range that is drawn to scale: all of it, unless a few far out would squeeze the rest."""
     spread = 1.4826 * statistics.median(abs(value - middle) for value in values) or math.inf
     return max(min(values), middle - _FAR * spread), min(max(values), middle + _FAR * spread)
-
-
-def waveform(samples: npt.NDArray[np.float32]) -> str:
-    """The highest and lowest values along a recording, full scale from edge to edge.
-
-    Args:
-        samples: `[N]`, at least one.
-    """
-    bars = []
-    step = _WIDTH / _WAVE_COLUMNS
-    for number, piece in enumerate(np.array_split(samples, min(_WAVE_COLUMNS, len(samples)))):
-        high, low = min(float(piece.max()), 1.0), max(float(piece.min()), -1.0)
-        y, height = _WAVE_HEIGHT / 2 * (1 - high), max(_WAVE_HEIGHT / 2 * (high - low), 0.6)
-        bars.append(f'<rect x="{number * step:.1f}" y="{y:.1f}" width="{step - 0.5:.1f}" height="{height:.1f}"></rect>')
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_WAVE_HEIGHT}" preserveAspectRatio="none" role="img" aria-label="waveform">'
-        f"{''.join(bars)}</svg>"
-    )

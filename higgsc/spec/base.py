@@ -24,6 +24,7 @@ _MODULE = r"^[A-Za-z0-9][A-Za-z0-9._+/-]{0,127}$"
 _MAIL = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}@[A-Za-z0-9][A-Za-z0-9.-]{0,127}$"
 _IMAGE = r"^[A-Za-z0-9./][A-Za-z0-9._:/#@+-]{0,511}$"
 _MOUNT = r"^/[A-Za-z0-9._/+@ -]{0,255}(:/[A-Za-z0-9._/+@ -]{0,255})?(:ro)?$"
+_LANGUAGE = r"^[a-z]{2,3}$"
 _VALUE = r"^[^\x00-\x1f\x7f]*$"
 _DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 _REFERENCE = r"^[a-z0-9][A-Za-z0-9._:/@-]{0,254}$"
@@ -44,6 +45,7 @@ PATTERNS = {
     _MAIL: "a mail address has a form such as `ada@example.org`",
     _IMAGE: "an image is a path or a name such as `docker://org/image:tag`, without spaces",
     _MOUNT: "a mount is a folder such as `/data`, `/host:/inside` or `/host:/inside:ro`",
+    _LANGUAGE: "a language is given by its code of two or three small letters, such as `ar`",
     _VALUE: "the value of an environment variable has no control characters",
     _DNS_LABEL: "a Kubernetes name has small letters, digits and `-`, starts and ends with a letter or digit, and has "
     "63 characters at most",
@@ -60,6 +62,9 @@ Name = Annotated[str, StringConstraints(pattern=_NAME)]
 
 EnvironmentName = Annotated[str, StringConstraints(pattern=_ENVIRONMENT_NAME)]
 """The name of an environment variable."""
+
+Language = Annotated[str, StringConstraints(pattern=_LANGUAGE)]
+"""A language by its code (ISO 639)."""
 
 FilePath = Annotated[str, StringConstraints(pattern=_PATH)]
 """A path, absolute or relative to the project root."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from higgsc.spec.base import FilePath, SpecModel
+from higgsc.spec.base import FilePath, Language, SpecModel
 
 BestMetric = Literal["validation/audio_loss", "validation/text_loss", "loss/audio", "loss/text", "loss/total"]
 Preset = Literal["comprehensive", "audio_focused", "attention_only"]
@@ -153,11 +153,20 @@ class Merge(SpecModel):
 
 
 class Evaluate(SpecModel):
-    """What is measured at the end: the loss on held-out samples, and prompts spoken by the merged model."""
+    """What is measured at the end, of the base and of the trained model: the loss on held-out samples, and prompts
+    that both speak with the same seeds. `evaluation/evaluation.html` shows it, with players."""
 
     samples: int = Field(default=8, ge=0)
-    """Prompts that the merged model speaks; 0 only measures the loss."""
+    """Prompts that each of the two models speaks; 0 only measures the loss."""
     prompts: Literal["held-out", "training"] = "held-out"
     """Which prompts: samples that the model never saw, or samples that it was trained on, to hear what it retained."""
     temperature: float = Field(default=0.7, ge=0, le=2)
     """Sampling temperature; 0 takes the likeliest code every time."""
+    language: Language | None = None
+    """Language of the texts, such as `ar`: the recogniser need not guess it, and the report is set in it."""
+    recogniser: FilePath | None = None
+    """A Whisper, such as `openai/whisper-large-v3`, whose transcripts are compared with the texts: word and character
+    error rates. A hub id or a local folder; needs the package `jiwer` where the step runs."""
+    similarity: FilePath | None = None
+    """A WavLM for speaker verification, such as `microsoft/wavlm-base-plus-sv`, that compares each voice with the
+    reference's. A hub id or a local folder."""

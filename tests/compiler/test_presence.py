@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from higgsc.compiler import presence
 from higgsc.compiler.compile import compile_spec
-from higgsc.compiler.presence import missing_files
+from higgsc.compiler.presence import missing_files, missing_packages
 from higgsc.compiler.render import render
 
 ROOT = Path(__file__).parent.parent.parent
@@ -66,3 +67,20 @@ def test_a_build_warns_and_is_the_same_and_a_run_refuses(project: Path) -> None:
     assert refused.returncode == 66
     assert "1 file of the spec not found" in refused.stderr
     assert not (project / "runs").exists()
+
+
+def test_the_models_that_measure_are_looked_for_and_so_is_jiwer(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = project / "specs" / "arabic.yaml"
+    lines = [line for line in spec.read_text().splitlines() if not line.startswith("evaluate:")]
+    judges = "evaluate: {recogniser: ./models/whisper, similarity: microsoft/wavlm-base-plus-sv}"
+    spec.write_text("\n".join([*lines, judges, ""]))
+    compilation = compile_spec(spec)
+    assert compilation.compiled
+    (found,) = missing_files(compilation)
+    assert found.primary.span.text == "./models/whisper"
+    monkeypatch.setattr(presence, "find_spec", lambda name: None if name == "jiwer" else name)
+    (package,) = missing_packages(compilation)
+    assert (package.code, package.primary.span.text) == ("HC414", "./models/whisper")
+    assert package.help == "`pip install jiwer` where the step runs, or leave `recogniser` out"
+    monkeypatch.setattr(presence, "find_spec", lambda name: name)
+    assert missing_packages(compilation) == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -16,9 +17,10 @@ import pytest
 soundfile = pytest.importorskip("soundfile")
 
 from higgsc.contract.jobs import DataLimits  # noqa: E402
+from higgsc.data.page.pictures import waveform  # noqa: E402
 from higgsc.data.report import histogram  # noqa: E402
 from higgsc.data.report_html import page  # noqa: E402
-from higgsc.data.report_svg import chart, waveform  # noqa: E402
+from higgsc.data.report_svg import chart  # noqa: E402
 from higgsc.data.samples import SourceFile  # noqa: E402
 from higgsc.data.validate import Request, validate  # noqa: E402
 
@@ -72,7 +74,10 @@ def test_hostile_data_is_shown_and_does_nothing(tmp_path: Path) -> None:
     }  # fmt: skip
     assert not [name for one in root.iter() for name in one.attrib if name.startswith("on")]
     (policy,) = [one.get("content") for one in root.iter("meta") if one.get("http-equiv")]
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'; media-src data:"
+    (style,) = [one.text or "" for one in root.iter("style")]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    allowed = f"default-src 'none'; style-src 'sha256-{digest}'; media-src data:; base-uri 'none'; form-action 'none'"
+    assert policy == allowed
 
 
 def test_texts_from_right_to_left_and_the_sound_of_the_worst(tmp_path: Path) -> None:

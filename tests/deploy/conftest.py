@@ -14,6 +14,7 @@ peft = pytest.importorskip("peft")
 from transformers import HiggsAudioV2ForConditionalGeneration  # noqa: E402
 
 from higgsc.train.model.builtin import tiny_path  # noqa: E402
+from tests.deploy.small_run import codec, context, merged, write_store  # noqa: E402, F401 - fixtures
 
 MakeAdapter = Callable[..., Path]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,125 +13,28 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 soundfile = pytest.importorskip("soundfile")
 
-from safetensors.torch import load_file  # noqa: E402
+from transformers import HiggsAudioV2ForConditionalGeneration  # noqa: E402
 
+from higgsc.contract.evaluation import Evaluation  # noqa: E402
 from higgsc.contract.heartbeat import read_heartbeat  # noqa: E402
-from higgsc.contract.jobs import EvaluateJob, MergeJob, ModelRef, SelectJob, StepContext  # noqa: E402
+from higgsc.contract.jobs import SelectJob, StepContext  # noqa: E402
 from higgsc.contract.outcome import ExitCode, StepError  # noqa: E402
-from higgsc.data.audio import read_mono  # noqa: E402
 from higgsc.data.codec import Codec  # noqa: E402
-from higgsc.data.layout import DEFAULT_SYSTEM, ChatLayout  # noqa: E402
-from higgsc.data.store import Store, StoreWriter  # noqa: E402
-from higgsc.deploy import evaluate  # noqa: E402
+from higgsc.data.store import Store  # noqa: E402
+from higgsc.deploy.evaluate import step as evaluate  # noqa: E402
+from higgsc.deploy.evaluate.measures import code_accuracy  # noqa: E402
 from higgsc.deploy.generate import Speaker  # noqa: E402
 from higgsc.deploy.merge import step as merge  # noqa: E402
-from higgsc.train.checkpoints.checkpoint import draft_checkpoint, save_checkpoint, write_tensors  # noqa: E402
-from higgsc.train.checkpoints.progress import Progress  # noqa: E402
+from higgsc.train.checkpoints.checkpoint import draft_checkpoint, write_tensors  # noqa: E402
 from higgsc.train.model.build import adapter_parameters, load_base  # noqa: E402
 from higgsc.train.model.folder import base_folder, copy_companions  # noqa: E402
 from higgsc.train.objective.loss import LossModule  # noqa: E402
 from higgsc.train.objective.validate import validation_losses  # noqa: E402
 from higgsc.train.parallel.mesh import Mesh  # noqa: E402
-from higgsc.train.report.metrics import SavedMeter  # noqa: E402
-from higgsc.train.report.speed import Window  # noqa: E402
 from higgsc.train.rows.row import pack  # noqa: E402
 from higgsc.train.rows.sequence import AudioTokens, build_sequence  # noqa: E402
 from higgsc.train.speech.sampling import Sampling  # noqa: E402
-
-CLIPS = Path(__file__).parents[2] / "specs/data/quickstart/audio"
-TINY = ModelRef(base="builtin:tiny", revision=None, audio_tokenizer="builtin:tiny", audio_tokenizer_revision=None)
-COMMON: dict[str, Any] = {
-    "higgsc": "0", "name": "t", "root": "..", "run": "runs/t", "seed": 1, "device": "cpu", "model": TINY,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def codec() -> Codec:
-    from higgsc.train.model.builtin import tiny_path
-
-    return Codec.load(tiny_path("audio_tokenizer"))
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> StepContext:
-    return StepContext(job_path=tmp_path / "jobs" / "j.json", root=tmp_path, rank=0, world_size=1)
-
-
-@pytest.fixture
-def write_store(tmp_path: Path, codec: Codec) -> Callable[..., Path]:
-    """Four samples of real clips, the last `held_out` of them for validation."""
-
-    def write(*, held_out: int, codec_name: str | None = None) -> Path:
-        layout = ChatLayout.load("builtin:tiny")
-        path = tmp_path / "runs/t/store"
-        with StoreWriter(path, made_by={"codec": codec_name or codec.fingerprint}) as writer:
-            for number in range(4):
-                waves = [
-                    read_mono(CLIPS / f"huda-0{number + n}.flac", max_seconds=30)[: 24_000 * seconds // 2]
-                    for n, seconds in ((1, 2), (2, 1))
-                ]
-                reference, target = (writer.add_clip(codec.encode(wave), audio=bytes(32)) for wave in waves)
-                texts = {"reference_text": f"reference {number}", "target_text": f"target {number}"}
-                writer.add_sample(
-                    layout.segments(system=DEFAULT_SYSTEM, scene=None, **texts),
-                    reference=reference,
-                    target=target,
-                    speaker="huda",
-                    validation=number >= 4 - held_out,
-                    record={"id": f"set/a:{number}", **texts},
-                )
-        return path
-
-    return write
-
-
-def lora(rank: int = 16, **options: Any) -> Any:
-    model = load_base(TINY, root=Path.cwd(), dtype=torch.float32, device=torch.device("cpu"))
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", **options)
-    torch.manual_seed(0)
-    return peft.get_peft_model(model, config)
-
-
-def save(root: Path, model: Any, step: int, loss: float, ref: ModelRef = TINY) -> Path:
-    return save_checkpoint(
-        root / "runs/t/checkpoints",
-        step,
-        model=model,
-        weights={name: p.detach() for name, p in adapter_parameters(model).items()},
-        ref=ref,
-        metrics={"validation/audio_loss": loss},
-        write_more=describe,
-    )
-
-
-def describe(draft: Path) -> None:
-    """What the train step writes beside an adapter, as far as the model card speaks of it."""
-    lora = {"rank": 8, "alpha": 8.0, "rank_pattern": {}, "trainable_parameters": 1}
-    job = {"run": "runs/t", "store": "runs/t/store", "checkpoints": "runs/t/checkpoints", "lora": lora}
-    (draft / "job.json").write_text(json.dumps(job))
-    none = SavedMeter(sums=(), audio_labels=0, text_labels=0, anchors=0)
-    progress = Progress(
-        step=1, seconds=0, store_sha256="0" * 64, versions={}, grad_norm=0, since_log=none, since_checkpoint=none,
-        window=Window(),
-    )  # fmt: skip
-    (draft / "progress.json").write_text(progress.model_dump_json())
-
-
-def merge_job(**changes: Any) -> MergeJob:
-    settings = {"checkpoints": "runs/t/checkpoints", "select": "best", "dtype": "fp32", "merged": "runs/t/merged"}
-    return MergeJob(**{**COMMON, **settings, **changes})
-
-
-def evaluate_job(**changes: Any) -> EvaluateJob:
-    settings = {
-        "store": "runs/t/store",
-        "merged": "runs/t/merged",
-        "samples": 8,
-        "prompts": "held-out",
-        "temperature": 0.0,
-        "evaluation": "runs/t/evaluation",
-    }
-    return EvaluateJob(**{**COMMON, **settings, **changes})
+from tests.deploy.small_run import TINY, evaluate_job, lora, merge_job, save  # noqa: E402
 
 
 @pytest.mark.slow
@@ -160,9 +62,9 @@ def test_what_was_trained_is_what_is_spoken(
     merge.run(merge_job(), context)
     result = evaluate.run(evaluate_job(), context)
 
-    assert result.figures["base/audio_loss"] > 6 > 0.05 > result.figures["merged/audio_loss"]
-    assert result.figures["code_accuracy"] == 1
-    assert result.figures["samples_finished"] == 1
+    assert result.figures["base/audio_loss"] > 6 > 0.05 > result.figures["trained/audio_loss"]
+    assert result.figures["trained/code_accuracy"] == 1
+    assert result.figures["trained/finished"] == 1
     sample = store.sample(index)
     merged = Speaker.load(tmp_path / "runs/t/merged", "builtin:tiny", dtype=torch.float32)
     speech = merged.respond(
@@ -183,117 +85,109 @@ def test_what_was_trained_is_what_is_spoken(
         assert (len(cut.codes), cut.finished) == (frames, finished)
 
 
-def test_merge_step(tmp_path: Path, context: StepContext) -> None:
-    model = lora(rank=4)
-    for step, loss in ((1, 5.0), (2, 4.0), (3, 6.0)):
-        with torch.no_grad():
-            for name, parameter in adapter_parameters(model).items():
-                if "lora_B" in name:
-                    parameter.fill_(0.01 * step)
-        save(tmp_path, model, step, loss)
-    result = merge.run(merge_job(), context)
-    merged = tmp_path / "runs/t/merged"
-    assert result.outputs == (merged,)
-    assert result.figures["merge/checkpoint_step"] == 2
-    assert result.figures["merge/tensors"] == 42
-    assert (
-        0 <= float(result.figures["merge/max_logit_difference"]) < 1e-4 < float(result.figures["merge/adapter_effect"])
-    )
-    assert {path.name for path in result.inputs} >= {"adapter_model.safetensors", "manifest.json"}
-    assert all(path.is_file() for path in result.inputs)
-    last = merge.run(merge_job(select="last"), context)
-    assert last.figures["merge/checkpoint_step"] == 3
-    beat = read_heartbeat(tmp_path / "runs/t")
-    assert beat is not None
-    assert beat.done == beat.total == len(load_file(merged / "model.safetensors"))
-
-    adapter = tmp_path / "runs/t/checkpoints/step-2/adapter/adapter_model.safetensors"
-    content = bytearray(adapter.read_bytes())
-    content[-1] ^= 1
-    adapter.write_bytes(content)
-    with pytest.raises(StepError, match=r"adapter_model\.safetensors.*hash"):
-        merge.run(merge_job(), context)
-
-
 @pytest.mark.slow
-def test_a_merge_is_quantised_and_evaluated(
-    tmp_path: Path, context: StepContext, write_store: Callable[..., Path]
-) -> None:
-    pytest.importorskip("torchao")
-    write_store(held_out=3)
-    model = lora(rank=4)
-    with torch.no_grad():
-        for name, parameter in adapter_parameters(model).items():
-            if "lora_B" in name:
-                parameter.normal_(std=0.05)
-    save(tmp_path, model, 1, 5.0)
-    result = merge.run(merge_job(dtype="bf16", quantize="fp8"), context)
-    assert result.summary.endswith("then in fp8")
-    assert float(result.figures["merge/quantized_share_of_size"]) < 0.6
-    assert 0 < abs(float(result.figures["merge/quantized_audio_loss_change"])) < 0.1
-    assert 0 < float(result.figures["merge/quantized_codes_changed"]) < 0.2
-    told = json.loads((tmp_path / "runs/t/merged/merge.json").read_text())["quantization"]
-    assert told["difference"]["measured_on"] == "3 held-out samples"
-    beat = read_heartbeat(tmp_path / "runs/t")
-    assert beat is not None
-    assert beat.done == beat.total == 2 * len(told["errors"]) + 2 * 21
-
-    # What the step measures is what the evaluation finds in the model as it is loaded.
-    figures = evaluate.run(evaluate_job(samples=0), context).figures
-    assert figures["merged/audio_loss"] == pytest.approx(told["difference"]["audio_loss"], abs=0.02)
-
-
-def test_merge_step_mistakes(tmp_path: Path, context: StepContext) -> None:
-    with pytest.raises(StepError) as raised:
-        merge.run(merge_job(), context)
-    assert raised.value.code == ExitCode.MISSING_INPUT
-    save(tmp_path, lora(rank=2), 1, 5.0, ref=TINY.model_copy(update={"revision": "abc"}))
-    with pytest.raises(StepError, match="at revision abc"):
-        merge.run(merge_job(), context)
-    assert not (tmp_path / "runs/t/merged").exists()
-
-
-@pytest.fixture
-def merged(tmp_path: Path, context: StepContext) -> Path:
-    model = lora(rank=4)
-    with torch.no_grad():
-        for name, parameter in adapter_parameters(model).items():
-            if "lora_B" in name:
-                parameter.normal_(std=0.05)
-    save(tmp_path, model, 1, 5.0)
-    merge.run(merge_job(dtype="bf16"), context)
-    return tmp_path / "runs/t/merged"
-
-
-def test_evaluate_step(merged: Path, context: StepContext, write_store: Callable[..., Path]) -> None:
+def test_evaluate_step(merged: Path, context: StepContext, write_store: Callable[..., Path], codec: Codec) -> None:
+    """Every figure is computed a second time: from the WAV files with numpy, from the logits with transformers."""
     store = Store.open(write_store(held_out=3))
     result = evaluate.run(evaluate_job(samples=2, temperature=1.0), context)
     folder = context.root / "runs/t/evaluation"
-    report = json.loads((folder / "evaluation.json").read_text())
-    assert result.outputs == (folder, folder / "set_a_1.wav", folder / "set_a_2.wav")
-    assert report["schema"] == "higgsc.evaluation/v1"
+    text = (folder / "evaluation.json").read_text()
+    report = json.loads(text)
+    assert Evaluation.model_validate_json(text).model_dump(mode="json") == report
+    assert report["evaluation_schema"] == "higgsc.evaluation/v2"
     assert [sample["id"] for sample in report["samples"]] == ["set/a:1", "set/a:2"]
-    assert {path.name for path in folder.iterdir()} == {"evaluation.json", "set_a_1.wav", "set_a_2.wav"}
-    for sample in report["samples"]:
-        wave, rate = soundfile.read(folder / sample["wav"])
-        assert rate == 24_000
-        assert len(wave) / rate == pytest.approx(sample["seconds"])
-        assert sample["seconds"] <= sample["max_seconds"] == 2 * sample["target_seconds"] + 2
-        assert 0 <= sample["code_accuracy"] < 0.1
+    voices = ("reference", "recording", "base", "trained")
+    wavs = {f"set_a_{n}.{who}.wav" for n in (1, 2) for who in voices}
+    assert {path.name for path in folder.iterdir()} == {"evaluation.json", "evaluation.html", *wavs}
+    assert result.outputs == (folder / "evaluation.json", folder / "evaluation.html")
 
-    # The losses are those of the stored weights, and the merged model's are other than the base's.
-    model = load_base(
-        TINY.model_copy(update={"base": str(merged)}), root=merged, dtype=torch.bfloat16, device=torch.device("cpu")
+    indices = [int(index) for index in store.validation[:2]]
+    for index, sample in zip(indices, report["samples"], strict=True):
+        target = store.sample(index).target
+        reference = soundfile.read(folder / sample["reference"])[0]
+        assert np.abs(reference - codec.decode(store.sample(index).reference)).max() < 1e-4
+        assert np.abs(soundfile.read(folder / sample["recording"]["wav"])[0] - codec.decode(target)).max() < 1e-4
+        assert sample["max_seconds"] == 2 * len(target) / 25 + 2
+        for who in ("recording", "base", "trained"):
+            said = sample[who]
+            wave, rate = soundfile.read(folder / said["wav"])
+            assert rate == 24_000
+            assert len(wave) / rate == said["seconds"] <= sample["max_seconds"]
+            assert said["clipped"] == np.mean(np.abs(wave) >= 0.999)
+            frames = wave[: len(wave) // 480 * 480].reshape(-1, 480)
+            assert said["silence"] == pytest.approx(np.mean(np.sqrt(np.mean(frames**2, axis=1)) < 1e-3))
+            if who != "recording":
+                assert said["duration_ratio"] == pytest.approx(said["seconds"] / (len(target) / 25))
+                assert said["took_seconds"] > 0
+    for who in ("base", "trained"):
+        told, total = [sample[who] for sample in report["samples"]], report[f"{who}_totals"]
+        recorded = sum(sample["recording"]["seconds"] for sample in report["samples"])
+        seconds, took = sum(one["seconds"] for one in told), sum(one["took_seconds"] for one in told)
+        assert total["finished"] == sum(one["finished"] for one in told) == result.figures[f"{who}/finished"]
+        assert total["duration_ratio"] == pytest.approx(seconds / recorded)
+        assert total["real_time_factor"] == pytest.approx(took / seconds)
+        assert total["samples_per_second"] == pytest.approx(2 / took)
+        for name in ("silence", "clipped", "code_accuracy"):
+            assert total[name] == pytest.approx(np.mean([one[name] for one in told]))
+        assert total["word_errors"] is total["similarity"] is None
+        assert f"{who}/word_errors" not in result.figures
+
+    # With the same seed the base says what it says when it is asked alone.
+    sample = store.sample(indices[0])
+    alone = Speaker.load("builtin:tiny", "builtin:tiny", dtype=torch.bfloat16).respond(
+        sample.prefix,
+        sample.reference,
+        sample.middle,
+        seed=report["samples"][0]["seed"],
+        sampling=Sampling(temperature=1.0),
+        max_seconds=report["samples"][0]["max_seconds"],
     )
-    apart = np.split(store.validation, len(store.validation))
-    expected = validation_losses(LossModule(model), store, apart, mesh=Mesh.single(torch.device("cpu")))
-    assert result.figures["merged/audio_loss"] == expected.audio == report["losses"]["merged"]["audio"]
-    assert result.figures["base/audio_loss"] == report["losses"]["base"]["audio"] != expected.audio
-    assert len(report["losses"]["base"]["audio_codebooks"]) == 8
+    by_base = soundfile.read(folder / report["samples"][0]["base"]["wav"])[0]
+    assert np.abs(by_base - alone.wave).max() < 1e-4
+    for who, place in (("base", base_folder("builtin:tiny", None, root=merged)), ("trained", merged)):
+        assert report[f"{who}_losses"]["audio"] == result.figures[f"{who}/audio_loss"]
+        by_hand = losses_by_hand(place, store)
+        assert report[f"{who}_losses"]["audio_codebooks"] == pytest.approx(by_hand[:8], rel=2e-3)
+        assert report[f"{who}_losses"]["text"] == pytest.approx(by_hand[8], rel=2e-3)
+        assert report[f"{who}_losses"]["audio"] == pytest.approx(np.mean(by_hand[:8]), rel=2e-3)
+    assert report["base_losses"] != report["trained_losses"]
 
-    again = evaluate.run(evaluate_job(samples=2, temperature=1.0), context)
-    assert json.loads((folder / "evaluation.json").read_text()) == report
-    assert again.figures == result.figures
+
+def losses_by_hand(folder: Path, store: Store) -> list[float]:
+    """Audio losses by codebook, then the text loss, with nothing of the trainer's: transformers' model over whole
+    sequences, the delay pattern written out, logarithms in numpy."""
+    model = HiggsAudioV2ForConditionalGeneration.from_pretrained(folder, use_text_head=True, dtype=torch.bfloat16)
+    config, surprises = model.config, [[] for _ in range(9)]
+    for index in map(int, store.validation):
+        sample = store.sample(index)
+        ids, rows = [*sample.prefix], []
+        for codes, text in ((sample.reference, sample.middle), (sample.target, sample.suffix)):
+            start = len(ids)
+            delayed = np.full((len(codes) + 9, 8), 1025)
+            for k in range(8):
+                delayed[: k + 1, k] = 1024
+                delayed[k + 1 : k + 1 + len(codes), k] = codes[:, k]
+            rows.append(delayed)
+            ids += [config.audio_token_id] * (len(delayed) - 7) + [config.audio_delay_token_id] * 7 + [*text]
+        with torch.no_grad():
+            hidden = model.model(
+                input_ids=torch.tensor([ids]),
+                audio_input_ids=torch.tensor(np.concatenate(rows))[None],
+                audio_input_ids_mask=torch.ones(1, sum(map(len, rows)), dtype=torch.bool),
+            ).last_hidden_state[0]
+            audio = log_softmax(model.audio_lm_head(hidden).float().numpy().reshape(len(ids), 8, 1026))
+            text = log_softmax(model.text_lm_head(hidden).float().numpy())
+        for k in range(8):
+            for frame, code in enumerate([*sample.target[:, k], 1025]):  # each predicted by the row before its own
+                surprises[k].append(-audio[start + k + frame, k, code])
+        for position in (start - 1, len(ids) - 2, len(ids) - 1):
+            surprises[8].append(-text[position - 1, ids[position]])
+    return [float(np.mean(one)) for one in surprises]
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def test_a_whole_models_checkpoint_is_evaluated_as_it_is(
@@ -314,12 +208,20 @@ def test_a_whole_models_checkpoint_is_evaluated_as_it_is(
     result = evaluate.run(evaluate_job(samples=1, merged=None, trained=trained), context)
     ref = TINY.model_copy(update={"base": str(checkpoints / "step-1")})
     model = load_base(ref, root=tmp_path, dtype=torch.bfloat16, device=torch.device("cpu"))
-    expected = validation_losses(
-        LossModule(model), store, store.validation, mesh=Mesh.single(torch.device("cpu")), micro_samples=1
-    )
-    assert result.figures["merged/audio_loss"] == expected.audio != result.figures["base/audio_loss"]
+    expected = validation_losses(LossModule(model), store, [store.validation], mesh=Mesh.single(torch.device("cpu")))
+    assert result.figures["trained/audio_loss"] == expected.audio != result.figures["base/audio_loss"]
     assert checkpoints / "step-1/manifest.json" in result.inputs
     assert " trained; " in result.summary
+
+
+def test_a_missing_jiwer_is_said_before_anything_is_loaded(
+    context: StepContext, write_store: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_store(held_out=1)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(StepError, match="needs the package jiwer") as raised:
+        evaluate.run(evaluate_job(recogniser="openai/whisper-large-v3"), context)
+    assert raised.value.code == ExitCode.MISSING_INPUT
 
 
 def test_evaluate_without_samples_reports_the_losses(
@@ -328,7 +230,8 @@ def test_evaluate_without_samples_reports_the_losses(
     write_store(held_out=1)
     result = evaluate.run(evaluate_job(samples=0), context)
     assert result.figures["samples"] == 0
-    assert "code_accuracy" not in result.figures
+    assert "trained/code_accuracy" not in result.figures
+    assert [path.name for path in (context.root / "runs/t/evaluation").glob("*.wav")] == []
 
 
 def test_prompts_of_the_training_are_spoken_when_asked_for(
@@ -363,10 +266,38 @@ def test_store_of_another_codec(merged: Path, context: StepContext, write_store:
 
 def test_code_accuracy() -> None:
     target = np.arange(80, dtype=np.uint16).reshape(10, 8)
-    assert evaluate.code_accuracy(target, target) == 1
-    assert evaluate.code_accuracy(target[:5], target) == 0.5
-    assert evaluate.code_accuracy(np.concatenate((target, target)), target) == 0.5
-    assert evaluate.code_accuracy(target[:0], target) == 0
+    assert code_accuracy(target, target) == 1
+    assert code_accuracy(target[:5], target) == 0.5
+    assert code_accuracy(np.concatenate((target, target)), target) == 0.5
+    assert code_accuracy(target[:0], target) == 0
     wrong = target.copy()
     wrong[0, 0] += 1
-    assert evaluate.code_accuracy(wrong, target) == 79 / 80
+    assert code_accuracy(wrong, target) == 79 / 80
+
+
+@pytest.mark.slow
+def test_a_merge_is_quantised_and_evaluated(
+    tmp_path: Path, context: StepContext, write_store: Callable[..., Path]
+) -> None:
+    pytest.importorskip("torchao")
+    write_store(held_out=3)
+    model = lora(rank=4)
+    with torch.no_grad():
+        for name, parameter in adapter_parameters(model).items():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    save(tmp_path, model, 1, 5.0)
+    result = merge.run(merge_job(dtype="bf16", quantize="fp8"), context)
+    assert result.summary.endswith("then in fp8")
+    assert float(result.figures["merge/quantized_share_of_size"]) < 0.6
+    assert 0 < abs(float(result.figures["merge/quantized_audio_loss_change"])) < 0.1
+    assert 0 < float(result.figures["merge/quantized_codes_changed"]) < 0.2
+    told = json.loads((tmp_path / "runs/t/merged/merge.json").read_text())["quantization"]
+    assert told["difference"]["measured_on"] == "3 held-out samples"
+    beat = read_heartbeat(tmp_path / "runs/t")
+    assert beat is not None
+    assert beat.done == beat.total == 2 * len(told["errors"]) + 2 * 21
+
+    # What the step measures is what the evaluation finds in the model as it is loaded.
+    figures = evaluate.run(evaluate_job(samples=0), context).figures
+    assert figures["trained/audio_loss"] == pytest.approx(told["difference"]["audio_loss"], abs=0.02)

@@ -13,6 +13,7 @@ from higgsc.compiler.diagnostics import Sink
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.passes.batch import batch
 from higgsc.compiler.passes.folders import folders
+from higgsc.compiler.passes.judges import judges
 from higgsc.compiler.passes.kubernetes import kubernetes
 from higgsc.compiler.passes.lora_patterns import lora_patterns
 from higgsc.compiler.passes.lora_targets import lora_targets
@@ -47,6 +48,7 @@ PASSES: tuple[Pass, ...] = (
     unlikely,
     objective,
     tracking,
+    judges,
     memory,  # needs the mesh, the accumulation and the adapter's modules
     time_limit,  # the same
     site,

@@ -29,6 +29,8 @@ def paths(ir: Ir, sink: Sink) -> Ir:
         **{f"data.roots.{index}": folder for index, folder in enumerate(spec.data.roots)},
         "model.base": spec.model.base,
         "model.audio_tokenizer": spec.model.audio_tokenizer,
+        "evaluate.recogniser": None if spec.evaluate is None else spec.evaluate.recogniser,
+        "evaluate.similarity": None if spec.evaluate is None else spec.evaluate.similarity,
         "lora.start": None if spec.lora is None else spec.lora.start,
         **{f"data.train.{index}.path": source.path for index, source in enumerate(spec.data.train)},
     }
@@ -77,7 +79,7 @@ def _wrong(at: str, path: str) -> tuple[str, str] | None:
 
 def _instead_of_url(at: str, path: str) -> str:
     hub = re.fullmatch(r"(?:https?://huggingface\.co/|hf://)([\w.-]+/[\w.-]+)/?(?:tree/[\w.-]+/?)?", path)
-    if hub is not None and at.startswith("model."):
+    if hub is not None and at.startswith(("model.", "evaluate.")):
         return f"write the id alone: `{hub[1]}`"
     if at.startswith(("data.train", "data.roots", "data.store")):
         known = ", ".join(f"`{protocol}://`" for protocol in PROTOCOLS)

@@ -173,6 +173,10 @@ def _evaluate(ir: Ir) -> Step:
         samples=ir.spec.evaluate.samples,
         prompts=ir.spec.evaluate.prompts,
         temperature=ir.spec.evaluate.temperature,
+        language=ir.spec.evaluate.language,
+        recogniser=ir.spec.evaluate.recogniser,
+        similarity=ir.spec.evaluate.similarity,
+        spec=f"{ir.build}/resolved.yaml",
         evaluation=f"{ir.text('output')}/evaluation",
     )
     return _step(

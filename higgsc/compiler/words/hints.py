@@ -226,6 +226,8 @@ def for_pattern(node: Node, path: NodePath) -> Hint:
         return Hint(_kubernetes(str(path[2]), value))
     if path[:1] == ("site",):
         return Hint()  # the message says which form it has
+    if last == "language":
+        return Hint("write `ar` for Arabic, `en` for English")
     if "\t" in value:
         return Hint("in double quotes `\\t` is a tab: write the path with `/`")
     return Hint("write a path on one line")

@@ -49,7 +49,7 @@ def find_source(path: Path, select: str | None) -> Source:
         raise StepError("no such folder", code=ExitCode.MISSING_INPUT, path=path)
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if any(map(is_checkpoint, folder.iterdir())):
-        return of_checkpoint(_selected(folder, select or "best"))
+        return of_checkpoint(selected(folder, select or "best"))
     if select is not None:
         raise StepError("--select is for runs, which have several checkpoints", code=ExitCode.USAGE, path=path)
     if is_checkpoint(path.resolve()):
@@ -94,7 +94,16 @@ def _store(checkpoint: Checkpoint, job: Mapping[str, Any]) -> Path | None:
     return store if (store / STORE_FILE).is_file() else None
 
 
-def _selected(folder: Path, select: str) -> Checkpoint:
+def selected(folder: Path, select: str) -> Checkpoint:
+    """One of a training's checkpoints, with its hashes checked.
+
+    Args:
+        folder: Where they lie, at least one.
+        select: `best`, `last` or `step-N`.
+
+    Raises:
+        StepError: There is no such checkpoint (66), or it is damaged (65).
+    """
     if select in ("best", "last"):
         # The figure that its job chose; a checkpoint of an older version may not say.
         newest = read_job(list_checkpoints(folder)[-1].path)

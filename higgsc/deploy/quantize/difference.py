@@ -16,7 +16,7 @@ from higgsc.data.store import Store
 from higgsc.deploy.merge.streamed import StreamedModel
 from higgsc.deploy.merge.verify import random_probe
 from higgsc.deploy.weights import Weights
-from higgsc.train.rows.row import PackedBatch, pack, visible
+from higgsc.train.rows.row import PackedBatch, pack
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
 SAMPLES = 8
@@ -97,13 +97,16 @@ def _sequences(config: Any, store: Path | None) -> tuple[PackedBatch, str]:
 
 @torch.inference_mode()
 def _figures(model: Any, batch: PackedBatch) -> tuple[float, float, Tensor]:
-    """Audio loss, text loss, and the likeliest codes `[P, 8]`."""
+    """Audio loss, text loss, and the likeliest codes `[P, 8]`, by transformers' own forward pass.
+
+    No mask and no cache: either one would switch off the block-diagonal mask that it makes of position ids that start
+    over.
+    """
     hidden = model.model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         audio_input_ids=batch.audio_input_ids,
         audio_input_ids_mask=batch.audio_input_ids_mask,
-        attention_mask=visible(batch) if batch.shares else None,
         use_cache=False,
     ).last_hidden_state[0]
     labels = batch.audio_labels
