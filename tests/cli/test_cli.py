@@ -42,7 +42,7 @@ def test_build_prints_the_plan_and_writes_it(tmp_path: Path) -> None:
     assert result.stdout.splitlines() == [
         "arabic  8×H200 · LoRA comprehensive r=64 (157.8 M trainable, 2.7%) · bf16 · replicate 8",
         "  prepare → train → merge → evaluate",
-        "  memory  52.8 of 141 GB per GPU   fits; up to 19,980 tokens per micro-batch (10 samples) would",
+        "  memory  34.3 of 141 GB per GPU   fits; up to 43,956 tokens per micro-batch (22 samples) would",
         "wrote 16 files to generated/arabic",
         "next: higgsc submit specs/arabic.yaml",
     ]

@@ -40,8 +40,8 @@ def test_a_person_reads_memory_speed_and_what_they_rest_on() -> None:
     assert result.exit_code == 0
     lines = [line.strip() for line in result.stdout.splitlines()]
     assert lines[0].startswith("arabic  8×H200 · LoRA comprehensive r=64")
-    assert lines[2] == ("memory  52.8 of 141 GB per GPU   fits; up to 19,980 tokens per micro-batch (10 samples) would")
-    assert lines[3].startswith("base 11.5 · adapter 0.6 · optimizer 1.3 · gradients 0.6 · activations 38.0")
+    assert lines[2] == ("memory  34.3 of 141 GB per GPU   fits; up to 43,956 tokens per micro-batch (22 samples) would")
+    assert lines[3].startswith("base 11.5 · adapter 0.6 · optimizer 1.3 · gradients 0.6 · activations 19.7")
     assert lines[4] == "for 4 of the longest samples allowed, 7,992 tokens; 10% of the GPU stays free"
     assert lines[5].startswith("speed   about ")
     assert lines[6].startswith("a guess: 25% of the GPU's peak is assumed, with clips of 10 s")
@@ -55,7 +55,7 @@ def test_a_length_in_steps_has_a_time_and_a_site_gives_it_a_price() -> None:
     (found,) = document(*IN_STEPS, "--set", "site.price_per_gpu_hour=2.5")
     assert found["speed"]["total_cost"] == pytest.approx(2.5 * found["speed"]["total_gpu_hours"])
     text = planned(*IN_STEPS, "--set", "site.price_per_gpu_hour=2.5").stdout
-    assert "20,000 steps take about 3.7 h: 30 GPU-hours, 74 at 2.5 an hour" in text
+    assert "20,000 steps take about 3 h: 24 GPU-hours, 60 at 2.5 an hour" in text
     assert " an hour" not in planned(*IN_STEPS).stdout.split("time ")[1]
 
 
@@ -82,7 +82,7 @@ def test_a_sweep_has_a_plan_for_every_point() -> None:
 
 def test_nothing_is_guessed_about_an_unknown_gpu() -> None:
     text = planned(spec="two-node").stdout
-    assert "52.8 GB per process   no verdict: `hardware: 2x8` names no GPU" in text
+    assert "34.3 GB per process   no verdict: `hardware: 2x8` names no GPU" in text
     assert "speed   not known: `hardware: 2x8` names no GPU" in text
     assert "time " not in text
 

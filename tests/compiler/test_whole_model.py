@@ -55,14 +55,14 @@ def test_sixteen_bytes_a_parameter_are_divided_by_the_shards() -> None:
 @pytest.mark.parametrize(
     "overrides, help_",
     [
-        (["hardware=1x8xH100", "parallelism.shard=1"], "`parallelism: {shard: 4}` fits"),
+        (["hardware=1x8xH100", "parallelism.shard=1"], "`parallelism: {shard: 2}` fits"),
         (
             ["hardware=1xH100", "parallelism.shard=1", "training.micro_batch.samples=1"],
             "`parallelism: {shard: 2}` on",
         ),
         (
-            ["hardware=2x8xH100", "training.micro_batch.samples=8"],
-            "`micro_batch: {samples: 4}` fits, and so does `training: {activation_checkpointing: selective}`",
+            ["hardware=2x8xH100", "training.micro_batch.samples=16", "training.global_batch.samples=512"],
+            "`micro_batch: {samples: 8}` fits, and so does `training: {activation_checkpointing: selective}`",
         ),
     ],
 )
