@@ -32,6 +32,8 @@ bench: $(VENV)/installed .venv-torchx/installed
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/merge.py
+	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/train_step.py
 
 # The tests run shellcheck on every script that is emitted, ask a real language server about the schema, and hand

@@ -34,6 +34,7 @@ def memory_of_whole(setup: Setup, sample: Sample, samples: int) -> Memory:
     logits = shape.codebooks * shape.codebook_size * samples * sample.labelled_rows
     # Of the layer at work all is there again but its audio network's product; and the gradients of that, of gate and up
     # and of a factor, of the residual stream and of the network's input and output.
+    down = s * shape.intermediate_size * shape.hidden_size
     product = s * shape.intermediate_size * samples * sample.audio_rows
     network = 4 * product + 3 * s * shape.hidden_size * tokens
 
@@ -49,13 +50,13 @@ def memory_of_whole(setup: Setup, sample: Sample, samples: int) -> Memory:
         )
 
     def behind(done: int) -> Memory:
-        """`done` layers have gone backward, the gradients of the last of these are still being scattered."""
+        """`done` layers have gone backward, the gradients of the last of these are being scattered, in float32."""
         left = shape.layers - 1 - done
         return moment(
-            gradients=s * (heads + layer) + done * _FP32 * layer // shard,
+            gradients=s * heads + down + (done - 1) * _FP32 * layer // shard,
             gathered=s * (root + layer),
             activations=left * saved + whole - product,
-            working=_FP32 * layer + (buffer if left else 0) + network,
+            working=(s + _FP32) * layer + network,
         )
 
     scattered = shape.layers * _FP32 * layer // shard

@@ -95,7 +95,13 @@ def save(root: Path, model: Any, step: int, loss: float, ref: ModelRef = TINY) -
 def describe(draft: Path) -> None:
     """What the train step writes beside an adapter, as far as the model card speaks of it."""
     lora = {"rank": 8, "alpha": 8.0, "rank_pattern": {}, "trainable_parameters": 1}
-    job = {**COMMON, "model": TINY.model_dump(), "store": "runs/t/store", "lora": lora}
+    job = {
+        **COMMON,
+        "model": TINY.model_dump(),
+        "store": "runs/t/store",
+        "checkpoints": "runs/t/checkpoints",
+        "lora": lora,
+    }
     (draft / "job.json").write_text(json.dumps(job))
     none = SavedMeter(sums=(), audio_labels=0, text_labels=0, anchors=0)
     progress = Progress(

@@ -28,6 +28,7 @@ from higgsc.deploy.merge.fold import merge_adapter  # noqa: E402
 from higgsc.deploy.merge.verify import random_probe  # noqa: E402
 from higgsc.train.model.build import check_trainable, load_base  # noqa: E402
 from higgsc.train.objective.loss import LossModule  # noqa: E402
+from higgsc.train.speech.sampling import Sampling  # noqa: E402
 from tests.deploy.conftest import MakeAdapter  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -157,7 +158,7 @@ def test_shards_load_in_plain_transformers_and_speak(
     prompt = speaker._layout.segments(system="S.", scene=None, reference_text="one", target_text="two")
     reference = speaker._codec.encode(wave)
     said = [
-        speaker.respond(prompt.prefix, reference, prompt.middle, seed=1, temperature=1.0, max_seconds=0.4).codes
+        speaker.respond(prompt.prefix, reference, prompt.middle, seed=1, sampling=Sampling(), max_seconds=0.4).codes
         for _ in range(2)
     ]
     assert len(said[0])
