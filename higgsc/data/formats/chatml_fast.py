@@ -50,52 +50,58 @@ class _FiveWithTranscript(_Sample):
     messages: tuple[System, Said, Heard, Said, Answered]
 
 
-_Pair = tuple[str, System, str, str, Audio, str, str, Audio, Answered | None]
-"""Speaker and system's turn; text, file name and audio of the reference, then of the target; the turn that holds text
-and audio of the target, where there is one."""
+_Columns = tuple[
+    Sequence[str],
+    Sequence[System],
+    Sequence[str],
+    Sequence[Audio],
+    Sequence[str],
+    Sequence[Audio],
+    Sequence[Answered] | None,
+]
+"""Of all rows: speakers and systems' turns; texts and audio of the references, then of the targets; the turns that hold
+text and audio of the targets, where there are such."""
 
 
-def _of_three(rows: list[_Three]) -> list[_Pair]:
-    return [
-        (row.speaker, system, reference.text, heard.path, heard, said.text, spoken.path, spoken, answered)
-        for row in rows
-        for system, asked, answered in (row.messages,)
-        for reference, heard, request in (asked.content,)
-        for said, spoken in (answered.content,)
-        if request.text == f"{_REQUEST}{said.text}"  # another request is kept, by the careful reader
-    ]
+def _of_three(rows: list[_Three]) -> _Columns | None:
+    systems, asked, answered = zip(*[row.messages for row in rows], strict=True)
+    references, heard, requests = zip(*[turn.content for turn in asked], strict=True)
+    said, spoken = zip(*[turn.content for turn in answered], strict=True)
+    texts = [part.text for part in said]
+    if [part.text for part in requests] != [_REQUEST + text for text in texts]:
+        return None  # another request is kept, by the careful reader
+    return [row.speaker for row in rows], systems, [part.text for part in references], heard, texts, spoken, answered
 
 
-def _of_five(rows: list[_Five]) -> list[_Pair]:
-    made: list[_Pair] = []
-    for row in rows:
-        system, reference, heard, request, spoken = row.messages
-        # The words of a request stand around the text, and have to be taken off.
-        text = "" if REQUEST in request.content else request.content
-        one, two = _audio(heard), _audio(spoken)
-        made.append((row.speaker, system, reference.content, one.path, one, text, two.path, two, None))
-    return made
+def _of_five(rows: list[_Five]) -> _Columns | None:
+    systems, references, heard, requests, spoken = zip(*[row.messages for row in rows], strict=True)
+    texts = [turn.content for turn in requests]
+    if any(REQUEST in text for text in texts):
+        return None  # the words of a request stand around the text, and have to be taken off
+    said = [turn.content for turn in references]
+    return [row.speaker for row in rows], systems, said, _audio(heard), texts, _audio(spoken), None
 
 
-def _of_five_with_transcript(rows: list[_FiveWithTranscript]) -> list[_Pair]:
-    made: list[_Pair] = []
-    for row in rows:
-        system, reference, heard, request, answered = row.messages
-        said, two = answered.content
-        one, text = _audio(heard), said.text if request.content in (said.text, f"{_REQUEST}{said.text}") else ""
-        made.append((row.speaker, system, reference.content, one.path, one, text, two.path, two, answered))
-    return made
+def _of_five_with_transcript(rows: list[_FiveWithTranscript]) -> _Columns | None:
+    systems, references, heard, requests, answered = zip(*[row.messages for row in rows], strict=True)
+    said, spoken = zip(*[turn.content for turn in answered], strict=True)
+    texts = [part.text for part in said]
+    for request, text in zip(requests, texts, strict=True):
+        if request.content not in (text, _REQUEST + text):
+            return None
+    told = [turn.content for turn in references]
+    return [row.speaker for row in rows], systems, told, _audio(heard), texts, spoken, answered
 
 
 def _said(text: str) -> Text:
     return Text("text", text)
 
 
-def _audio(turn: Heard) -> Audio:
-    return turn.content if isinstance(turn.content, Audio) else turn.content[0]
+def _audio(turns: Iterable[Heard]) -> list[Audio]:
+    return [turn.content if isinstance(turn.content, Audio) else turn.content[0] for turn in turns]
 
 
-_Shape = tuple[Callable[[bytes], Any], Callable[[list[Any]], list[_Pair]]]
+_Shape = tuple[Callable[[bytes], Any], Callable[[list[Any]], _Columns | None]]
 """A decoder of a row, and what takes apart many that it has decoded."""
 
 _SHAPES: tuple[_Shape, ...] = (
@@ -112,13 +118,13 @@ def fast() -> Fast:
 
     def read(rows: Sequence[bytes]) -> _Rows | None:
         for shape in shapes:
-            decode, pairs = shape
+            decode, columns = shape
             try:
                 samples: list[_Sample] = list(map(decode, rows))
-                ids, made = _ids(samples), pairs(samples)
+                ids, made = _ids(samples), columns(samples)
             except _LEFT:
                 continue
-            if len(made) < len(samples):
+            if made is None:
                 return None
             if shape is not shapes[0]:
                 shapes.remove(shape)
@@ -139,11 +145,13 @@ def _ids(samples: list[_Sample]) -> list[str | None]:
 class _Rows:
     """Samples of one shape."""
 
-    def __init__(self, samples: list[_Sample], ids: list[str | None], pairs: list[_Pair]) -> None:
-        self._samples, self._pairs = samples, pairs
-        speakers, self._systems, reference_texts, heard, _, texts, spoken, _, _ = zip(*pairs, strict=True)
+    def __init__(self, samples: list[_Sample], ids: list[str | None], columns: _Columns) -> None:
+        self._samples, self._parts = samples, columns
+        speakers, _, reference_texts, heard, texts, spoken, _ = columns
+        names = [audio.path for audio in spoken]
+        names += [audio.path for audio in heard]
         # Rows without an id are not sound.
-        self._columns = Columns(ids, speakers, texts, reference_texts, spoken + heard)  # type: ignore[arg-type]
+        self._columns = Columns(ids, speakers, texts, reference_texts, names)  # type: ignore[arg-type]
 
     def sound(self) -> bool:
         """Whether nothing about any of them is unusual."""
@@ -152,7 +160,9 @@ class _Rows:
             all(ids)
             and "".join(ids).isprintable()
             and "".join(speakers).isprintable()
-            and all(system.strip() and SCENE_START not in system for system in {turn.content for turn in self._systems})
+            and all(
+                system.strip() and SCENE_START not in system for system in {turn.content for turn in self._parts[1]}
+            )
             and all(map(str.strip, reference_texts))
             and all(map(str.strip, texts))
             and all(map(str.strip, names))
@@ -162,15 +172,16 @@ class _Rows:
         return self._columns
 
     def turns(self, rename: Rename | None) -> Iterable[Turns]:
-        speakers, systems, reference_texts, _, heard, texts, _, spoken, answered = zip(*self._pairs, strict=True)
-        for audio in heard + spoken:
+        speakers, systems, reference_texts, heard, texts, spoken, answered = self._parts
+        both = (*heard, *spoken)
+        for audio in both:
             if audio.raw_audio is not None:
                 audio.raw_audio = None
         if rename is not None:
-            for audio in heard + spoken:
+            for audio in both:
                 audio.path = rename(audio.path)
-        if None in answered:
-            answered = tuple([Answered("assistant", pair) for pair in zip(map(_said, texts), spoken, strict=True)])
+        if answered is None:
+            answered = [Answered("assistant", pair) for pair in zip(map(_said, texts), spoken, strict=True)]
         misc = [UNSET if row.misc is _NONE else row.misc for row in self._samples]
         origins = [row.origin for row in self._samples]
         return zip(
@@ -178,18 +189,28 @@ class _Rows:
         )
 
     def records(self, origins: Iterable[str | None]) -> list[Record]:
+        speakers, systems, reference_texts, heard, texts, spoken, _ = self._parts
         return [
             Record(
                 name,
-                Utterance(said, RecordAudio(target, spoken.offset, spoken.duration)),
-                (Utterance(text, RecordAudio(reference, heard.offset, heard.duration)),),
+                Utterance(said, RecordAudio(two.path, two.offset, two.duration)),
+                (Utterance(text, RecordAudio(one.path, one.offset, one.duration)),),
                 speaker,
                 system.content,
                 None,
                 None if row.misc is _NONE else {"misc": row.misc},
                 row.origin or origin,
             )
-            for row, name, origin, (speaker, system, text, reference, heard, said, target, spoken, _) in zip(
-                self._samples, self._columns.ids, origins, self._pairs, strict=False
+            for row, name, origin, speaker, system, text, one, said, two in zip(
+                self._samples,
+                self._columns.ids,
+                origins,
+                speakers,
+                systems,
+                reference_texts,
+                heard,
+                texts,
+                spoken,
+                strict=False,
             )
         ]

@@ -37,10 +37,7 @@ class Labelled:
     ) -> Labelled:
         """From the kind of every token `[L]` and the places of the labels."""
         places = np.concatenate((audio_labels, text_labels))
-        order = np.argsort(is_audio[places], kind="stable")
-        inverse = np.empty_like(order)
-        inverse[order] = np.arange(len(order))
-        texts = len(places) - int(is_audio[places].sum())
+        order, inverse, texts = _text_first(is_audio[places])
         parts = (places[order[:texts]], places[order[texts:]], *np.split(inverse, [len(audio_labels)]))
         return cls(**dict(zip(cls.__slots__, map(torch.from_numpy, parts), strict=True)))
 
@@ -103,10 +100,7 @@ class Routes:
         assert len(before) == len(sizes), "a prefix, or -1, for each segment"
         assert (before < np.arange(len(before))).all(), "a prefix comes before what it is the prefix of"
         assert (before[before[before >= 0]] < 0).all(), "a prefix has no prefix"
-        by_kind = np.argsort(is_audio, kind="stable")
-        by_place = np.empty_like(by_kind)
-        by_place[by_kind] = np.arange(len(by_kind))
-        texts = len(is_audio) - int(is_audio.sum())
+        by_kind, by_place, texts = _text_first(is_audio)
         return cls(
             is_audio=torch.from_numpy(is_audio.copy())[:, None],
             by_kind=torch.from_numpy(by_kind),
@@ -119,6 +113,15 @@ class Routes:
             shared=bool((before >= 0).any()),
             labelled=Labelled.of(is_audio, audio_labels, text_labels),
         )
+
+
+def _text_first(is_audio: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """The order that has text before audio rows, each kind as it stands; its inverse; and how many are text."""
+    texts = np.flatnonzero(~is_audio)
+    order = np.concatenate((texts, np.flatnonzero(is_audio)))
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+    return order, inverse, len(texts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
