@@ -183,9 +183,7 @@ def _flops(shape: Shape, batches: Batches) -> float:
         replicate=1, shard=1, accumulation=1,
     )  # fmt: skip
     keys = float((lengths**2).sum() / lengths.sum() / 2)
-    whole = flops_per_token(setup, keys=keys, audio_share=audio / lengths.sum())
-    # The closed form has the audio head at every audio row; here it runs at labelled ones.
-    return whole - 4 * (1 - labelled) * 8 * shape.codebook * shape.hidden
+    return flops_per_token(setup, keys=keys, audio_share=audio / lengths.sum(), labelled=labelled)
 
 
 def _matmul_rate(device: torch.device, shape: Shape) -> float:

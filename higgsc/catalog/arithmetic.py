@@ -10,7 +10,9 @@ from math import prod
 from higgsc.catalog.setup import Setup
 
 
-def flops_per_token(setup: Setup, *, keys: float, audio_share: float = 1.0) -> float:
+def flops_per_token(
+    setup: Setup, *, keys: float, audio_share: float = 1.0, labelled: float | None = None
+) -> float:
     """Floating-point operations of one process for the forward and backward pass of one token.
 
     `4N + 6N_lora + 14 x keys x a x layers`, and what activation checkpointing computes again: selective the adapters,
@@ -20,16 +22,23 @@ def flops_per_token(setup: Setup, *, keys: float, audio_share: float = 1.0) -> f
     full checkpointing, next to nothing with selective.
 
     Frozen weights cost 2 a parameter forward and 2 for the gradient of their input; adapters 2 more for their own
-    gradient. `N` counts the attention and one feed-forward network of every layer and the audio head, which the token
-    passes through; the text head runs at three positions a sample and is left out. Attention multiplies queries with
-    keys and weights with values, 2 x 2 x `a` a key forward and 2.5 times that backward (Dao et al., 2022).
+    gradient. `N` counts the attention and one feed-forward network of every layer and the audio head; the head, and
+    what the last layer does after its attention, run at labelled tokens alone. The text head runs at three positions a
+    sample and is left out. Attention multiplies queries with keys and weights with values, 2 x 2 x `a` a key forward
+    and 2.5 times that backward (Dao et al., 2022).
 
     Args:
         keys: Keys that a token's attention multiplies: half the sample for a causal kernel.
         audio_share: Share of the tokens that take the audio network.
+        labelled: Share of the tokens that predict an audio row, which are audio rows but for each target's first; all
+            tokens if it is left out.
     """
     shape = setup.held
+    last = f"layers.{shape.layers - 1}."
     weights = {".audio_mlp.": audio_share, ".mlp.": 1.0 - audio_share, "text_lm_head": 0.0}
+    if labelled is not None:
+        after = {f"{last}audio_mlp.": labelled, f"{last}mlp.": 0.0, f"{last}self_attn.o_proj": labelled}
+        weights = {**after, "audio_lm_head": labelled, **weights}
 
     def active(name: str) -> float:
         return next((weight for part, weight in weights.items() if part in name), 1.0)

@@ -24,7 +24,7 @@ buffers, kernels' workspaces, one more layer that FSDP2 fetches ahead, and the a
 UTILISATION = 0.25
 """Assumed share of the GPU's dense bf16 peak. This trainer has not been measured on a GPU. Published for LoRA in bf16
 with fused kernels: 0.43 (NVIDIA NeMo AutoModel, Qwen2.5-7B on H100); for an eager full fine-tune of an 8B: 0.33
-(torchtitan, H100). The layers here run eagerly and wait for the GPU where they sort text from audio, so less."""
+(torchtitan, H100). Less is assumed here, because nothing of it has been shown."""
 
 TYPICAL_SECONDS = 10.0
 """Assumed length of a reference and of a target, for the speed; memory takes the longest that the spec allows."""
@@ -51,6 +51,8 @@ class Speed:
     gpus: int
     tensor: int
     """GPUs of a tensor group."""
+    shard: int
+    """Ranks that a model is sharded over."""
     total_hours: float | None
     """The whole training; None if its length is given in epochs, for the number of samples is not known."""
 
@@ -62,9 +64,11 @@ class Speed:
     def assumption(self) -> str:
         """What the figures rest on, in words; belongs beside every one of them."""
         talk = "" if self.tensor == 1 else "what tensor groups say to each other is not counted; "
+        if self.shard > 1:
+            talk += "what shards gather and scatter is not counted; "
         return (
             f"{UTILISATION:.0%} of the GPU's peak is assumed, with clips of {self.target_seconds:g} s; {talk}"
-            "no run of this trainer has been measured"
+            "no run of this trainer has been measured on a GPU"
         )
 
 
@@ -139,7 +143,8 @@ def speed(
     """Speed on `replicate x shard x tensor` GPUs.
 
     Communication is not counted: with whole copies of the base, what moves once in a step are the adapter's gradients.
-    Within a tensor group a row's activations move four times in every layer, and that takes time that is left out here.
+    Sharded, every layer is gathered in each micro-batch, and within a tensor group a row's activations move four times
+    in every layer; that takes time that is left out here.
 
     Args:
         seconds: Assumed length of a sample's reference, and of its target.
@@ -150,7 +155,12 @@ def speed(
     sample = Sample.of_seconds(seconds, seconds)
     row = samples * sample.tokens if tokens is None else tokens
     # A token attends to those before it in its sample, half of it on average.
-    flops = flops_per_token(setup, keys=sample.tokens / 2, audio_share=sample.audio_rows / sample.tokens)
+    flops = flops_per_token(
+        setup,
+        keys=sample.tokens / 2,
+        audio_share=sample.audio_rows / sample.tokens,
+        labelled=sample.labelled_rows / sample.tokens,
+    )
     of_group = gpu.bf16_tflops_dense * 1e12 * UTILISATION / flops
     tokens_per_second = of_group / setup.tensor
     step_seconds = setup.accumulation * row / of_group
@@ -165,6 +175,7 @@ def speed(
         speech_hours_per_hour=samples_per_second * seconds,
         gpus=gpus,
         tensor=setup.tensor,
+        shard=setup.shard,
         total_hours=None if steps is None else steps * step_seconds / 3600,
     )
 

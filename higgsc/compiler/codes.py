@@ -264,7 +264,7 @@ CODES: dict[str, Code] = {
     "HC367": Code(
         "a voice without others to tell it from",
         "The contrastive loss compares the samples that all ranks have in one micro-batch: `micro_batch.samples`\n"
-        "times the data-parallel ranks. One sample has nothing to be compared with. With batches in tokens, ranks \n"
+        "times the data-parallel ranks. One sample has nothing to be compared with. With batches in tokens, ranks\n"
         "have different numbers of samples, which this loss does not compare.",
     ),
     "HC411": Code(
@@ -290,10 +290,10 @@ CODES: dict[str, Code] = {
     ),
     "HC414": Code(
         "a package is not here",
-        "`tracking.to` names a tool whose package is no part of higgsc, or `evaluate.recogniser` needs one to\n"
-        "count errors: `pip install wandb`, `trackio` or `jiwer` in the environment of the steps. The step looks for\n"
-        "it before it loads anything, and refuses. Here it is a warning, because the steps may run in another\n"
-        "environment.",
+        "`tracking.to` names a tool whose package is no part of higgsc, `evaluate.recogniser` needs one to count\n"
+        "errors, or `merge.quantize` one to quantise: `pip install wandb`, `trackio`, `jiwer` or `torchao` in the\n"
+        "environment of the steps. The step looks for it before it loads anything, and refuses. Here it is a warning,\n"
+        "because the steps may run in another environment.",
         "warning",
     ),
     "HC421": Code(

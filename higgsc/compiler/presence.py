@@ -70,6 +70,8 @@ def _packages(ir: Ir) -> Iterator[tuple[str, str, str]]:
         yield f"tracking.to.{index}", name, name
     if ir.spec.evaluate is not None and ir.spec.evaluate.recogniser is not None:
         yield "evaluate.recogniser", "jiwer", "recogniser"
+    if ir.spec.merge is not None and ir.spec.merge.quantize is not None:
+        yield "merge.quantize", "torchao", "quantize"
 
 
 def _local_paths(ir: Ir) -> Iterator[tuple[str, str]]:

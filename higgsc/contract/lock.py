@@ -74,14 +74,23 @@ def held(
 
 
 def holder(path: Path) -> Owner | None:
-    """Who holds a lock now; None if nobody does. Holds it for a moment to find out."""
+    """Who holds a lock now; None if nobody does. Holds it for a moment to find out.
+
+    On a file system without locks it is who last said so, unless that was a process of this machine that is gone.
+    """
     if not path.is_file():
         return None
-    with path.open("a+", encoding="utf-8") as stream:
+    with path.open(encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return _read(stream)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            owner = _read(stream)
+            gone = owner.host == socket.gethostname() and not Path(f"/proc/{owner.pid}").exists()
+            return None if gone else owner
     return None
 
 

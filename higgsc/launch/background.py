@@ -88,7 +88,7 @@ class LocalScheduler:
     def cancel(self, target: Target, jobs: Mapping[str, str]) -> None:
         """SIGTERM for the runner, which stops its step, and waits for it to save."""
         for job in set(jobs.values()):
-            if runner_at_work(target.run) and _runs(job):
+            if _runs(job) and runner_at_work(target.run):
                 os.kill(int(job), signal.SIGTERM)
 
     def log(self, target: Target, step: str, job: str, *, follow: bool) -> Iterator[str]:

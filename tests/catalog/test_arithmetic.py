@@ -21,6 +21,8 @@ def test_flops_of_one_adapter_by_hand() -> None:
     adapter = 4 * 16 * (128 + 128)
     assert flops_per_token(found, keys=0) == 4 * frozen + 6 * adapter
     assert flops_per_token(found, keys=0, audio_share=0.3) == pytest.approx(4 * frozen + 6 * adapter)
+    less = 4 * (128 * 128 + network) + 4 * 8 * 1026 * 128  # the last layer's output projection and network, the head
+    assert flops_per_token(found, keys=0, labelled=0.25) == 4 * frozen + 6 * adapter - 0.75 * less
     two = replace(found, tensor=2)
     halves = 4 * (attention_weights + network) // 2 + 8 * 1026 * 128
     assert flops_per_token(two, keys=0) == 4 * halves + 6 * 4 * 16 * (128 + 64)

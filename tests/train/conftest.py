@@ -187,6 +187,31 @@ class Project:
         weights: dict[str, torch.Tensor] = load_file(file)
         return weights
 
+    def assert_trained_alike(self, step: int, run: str, expected: str = "run") -> None:
+        """Two runs in float32 had the same gradients, but for rounding: AdamW's moments to 1e-4 of each one's largest.
+
+        (At the same weights gradients are alike to 1e-5; here each run goes on from its own.) So are the weights, to
+        1e-4. AdamW divides a gradient by its size, so the rounding of a small one shows: below a hundredth of the
+        parameter's largest, 3e-4.
+        """
+        folders = [self.root / name / "checkpoints" / f"step-{step}" for name in (run, expected)]
+        found, wanted = (
+            {name: moment.sqrt() if "exp_avg_sq" in name else moment for name, moment in moments.items()}
+            for moments in (load_file(folder / "optimizer.safetensors") for folder in folders)
+        )
+        assert found.keys() == wanted.keys()
+        for name, moment in wanted.items():
+            apart = float((found[name] - moment).abs().max() / moment.abs().max())
+            assert apart < 1e-4, (run, name, apart)
+        weights, alone = self.adapter(step, run), self.adapter(step, expected)
+        assert weights.keys() == alone.keys()
+        for name, weight in alone.items():
+            size = wanted[f"exp_avg_sq.{name}".replace(".weight", ".default.weight")]
+            known = size > 1e-2 * size.max()
+            apart = (weights[name] - weight).abs()
+            assert float(apart[known].max()) < 1e-4, (run, name)
+            assert float(apart.max()) < 3e-4, (run, name)
+
     def metrics(self, run: str = "run") -> list[dict[str, float]]:
         """The lines of metrics.jsonl."""
         return [json.loads(line) for line in (self.root / run / "metrics.jsonl").read_text().splitlines()]

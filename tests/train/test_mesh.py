@@ -37,12 +37,7 @@ def test_two_ranks_equal_one(project: Project) -> None:
     moved = max(tensor.abs().max().item() for name, tensor in alone.items() if "lora_B" in name)
     assert moved > 1e-2
     for run in meshes:
-        together = project.adapter(3, f"{run}-fp32")
-        assert together.keys() == alone.keys()
-        for name, tensor in alone.items():
-            # AdamW divides a gradient by its size, so the rounding of one that is nearly zero shows.
-            message = f"{run}, {name}: "
-            torch.testing.assert_close(together[name], tensor, rtol=0, atol=3e-4, msg=lambda m, at=message: at + m)
+        project.assert_trained_alike(3, f"{run}-fp32", "alone-fp32")
         # Same figures, the validation of three samples on two ranks among them, and one writer.
         metrics = project.metrics(f"{run}-fp32")
         assert [line["step"] for line in metrics] == [1, 2, 3]

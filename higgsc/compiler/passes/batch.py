@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from higgsc.catalog.estimate import fits
 from higgsc.catalog.setup import Sample
-from higgsc.compiler.batch import Batch, batch_of, most_that_divides, ranks_of, unit_of
+from higgsc.compiler.batch import DEFAULT_SAMPLES, DEFAULT_TOKENS, Batch, batch_of, most_that_divides, ranks_of, unit_of
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.passes.memory import gpu_of, setup_of
@@ -16,7 +16,7 @@ MAX_MICRO = 4096
 def batch(ir: Ir, sink: Sink) -> Ir:
     """Derive `training.accumulation` = global batch / (data-parallel ranks x micro-batch); it must be whole."""
     if not _same_unit(ir, sink) or "parallelism.replicate" not in ir.derived:
-        return ir  # the mesh is wrong, and has been reported
+        return ir  # the unit or the mesh is wrong, and has been reported
     found, ranks = batch_of(ir), ranks_of(ir)
     whole, micro, unit = found.whole, found.micro, found.unit
     at_once = ranks * micro
@@ -37,9 +37,9 @@ def batch(ir: Ir, sink: Sink) -> Ir:
         _holds_longest(ir, sink, micro)
     inputs = (at, "parallelism.replicate", "parallelism.shard", f"training.micro_batch.{unit}")
     if getattr(ir.spec.training.micro_batch, unit) is None:
-        usual = "4 samples, where none are given"
+        usual = f"{DEFAULT_SAMPLES} samples, where none are given"
         if unit == "tokens":
-            usual = f"{whole} tokens / {many}, in as few parts as have at most 16,384"
+            usual = f"{whole} tokens / {many}, in as few parts as have at most {DEFAULT_TOKENS:,}"
         ir = ir.derive(f"training.micro_batch.{unit}", micro, usual, by="batch", inputs=inputs[:3])
     formula = f"{whole} {unit} / ({many} x {micro} per micro-batch)"
     return ir.derive("training.accumulation", whole // at_once, formula, by="batch", inputs=inputs)
@@ -63,8 +63,8 @@ def _same_unit(ir: Ir, sink: Sink) -> bool:
         return True
     message = f"the micro-batch is given in {wrong}, the global batch in {unit}"
     counted = Label(ir.label(f"{whole}.{unit}").span, f"in {unit}")
-    size = "{samples: 4}" if unit == "samples" else "{tokens: 16384}"
-    help_ = f"count both in the same: `micro_batch: {size}`; `{wrong}: null` takes an inherited size back"
+    size = f"samples: {DEFAULT_SAMPLES}" if unit == "samples" else f"tokens: {DEFAULT_TOKENS}"
+    help_ = f"count both in the same: `micro_batch: {{{size}}}`; `{wrong}: null` takes an inherited size back"
     sink.add(Diagnostic("HC312", message, ir.label(f"{micro}.{wrong}"), (counted,), help=help_))
     return False
 

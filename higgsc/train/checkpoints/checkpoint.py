@@ -178,7 +178,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         StepError: If its metrics cannot be read.
     """
-    return Checkpoint(path=path, **dict(_read(SavedMetrics, path / "metrics.json")))
+    return Checkpoint(path=path, **dict(read_model(SavedMetrics, path / "metrics.json")))
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -237,7 +237,7 @@ def file_problems(path: Path, *, hashes: bool = True) -> Iterator[StepError]:
         hashes: Whether to read the files; without, only their sizes are compared.
     """
     try:
-        manifest = _read(Manifest, path / MANIFEST)
+        manifest = read_model(Manifest, path / MANIFEST)
     except StepError as problem:
         yield problem
         return
@@ -260,7 +260,7 @@ def unknown_files(path: Path) -> list[Path]:
     Raises:
         StepError: If the manifest cannot be read.
     """
-    known = {path / name for name in _read(Manifest, path / MANIFEST).files} | {path / MANIFEST}
+    known = {path / name for name in read_model(Manifest, path / MANIFEST).files} | {path / MANIFEST}
     return sorted(file for file in path.rglob("*") if not file.is_dir() and file not in known)
 
 
@@ -278,7 +278,12 @@ def _write_adapter_config(adapter: Path, model: PeftModel, ref: ModelRef) -> Non
     (adapter / "adapter_config.json").write_text(text + "\n", "utf-8")
 
 
-def _read(model: type[ModelT], path: Path) -> ModelT:
+def read_model(model: type[ModelT], path: Path) -> ModelT:
+    """A JSON file of a checkpoint.
+
+    Raises:
+        StepError: It is not there, or not what it should be (65).
+    """
     try:
         return model.model_validate_json(path.read_bytes())
     except OSError as error:

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from higgsc.contract.jobs import TrainJob
 from higgsc.contract.outcome import StepError
-from higgsc.train.checkpoints.checkpoint import damaged, write_tensors
+from higgsc.train.checkpoints.checkpoint import damaged, read_model, write_tensors
 from higgsc.train.model.build import names_in_file
 from higgsc.train.parallel.mesh import Mesh
 from higgsc.train.report.metrics import SavedMeter
@@ -88,13 +88,7 @@ def read_progress(checkpoint: Path) -> Progress:
     Raises:
         StepError: If it is not there or not what it should be.
     """
-    path = checkpoint / "progress.json"
-    try:
-        return Progress.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise damaged(path, f"cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        raise damaged(path, "does not hold what it should") from error
+    return read_model(Progress, checkpoint / "progress.json")
 
 
 def read_job(checkpoint: Path) -> dict[str, Any]:

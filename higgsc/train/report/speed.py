@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from higgsc.catalog.arithmetic import flops_per_token
-from higgsc.catalog.codec import EXTRA_ROWS_PER_CLIP, FRAMES_PER_SECOND
+from higgsc.catalog.codec import CODEBOOKS, EXTRA_ROWS_PER_CLIP, FRAMES_PER_SECOND
 from higgsc.catalog.gpus import gpu_by_driver_name
 from higgsc.contract.jobs import TrainJob
 from higgsc.data.store import Store
@@ -124,7 +124,12 @@ def utilisation(job: TrainJob, window: Window, *, peak: float) -> float:
     """
     setup = setup_of(job)
     keys = window.squares / window.tokens / 2
-    needed = flops_per_token(setup, keys=keys, audio_share=window.audio_rows / window.tokens)
+    needed = flops_per_token(
+        setup,
+        keys=keys,
+        audio_share=window.audio_rows / window.tokens,
+        labelled=(window.frames + CODEBOOKS * window.samples) / window.tokens,
+    )
     return needed * job.mesh.tensor * window.tokens / window.seconds / peak
 
 

@@ -67,6 +67,9 @@ def fill_rows(lengths: Sequence[int], budget: int, window: int = WINDOW) -> Rows
             if not fillers and lengths[head] > room and window:
                 fillers = ahead.fitting(room)
             if fillers or lengths[head] > room:
+                left = room - sum(lengths[filler] for filler in fillers)
+                if head not in fillers and lengths[head] <= left:
+                    fillers.append(ahead.take(lengths[head]))
                 for filler in fillers:
                     taken[filler] = True
                 order += fillers
