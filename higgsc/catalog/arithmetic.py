@@ -10,9 +10,7 @@ from math import prod
 from higgsc.catalog.setup import Setup
 
 
-def flops_per_token(
-    setup: Setup, *, keys: float, audio_share: float = 1.0, labelled: float | None = None
-) -> float:
+def flops_per_token(setup: Setup, *, keys: float, audio_share: float = 1.0, labelled: float | None = None) -> float:
     """Floating-point operations of one process for the forward and backward pass of one token.
 
     `4N + 6N_lora + 14 x keys x a x layers`, and what activation checkpointing computes again: selective the adapters,

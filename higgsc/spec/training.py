@@ -60,8 +60,8 @@ class GlobalBatch(SpecModel):
     tokens: int | None = Field(default=None, ge=1)
     """Tokens (text and audio rows) in one optimizer step, over all GPUs; give either `samples` or `tokens`.
 
-    Fastest: every row has `micro_batch.tokens` positions, and is full. Samples with the same reference and system prompt
-    share them in a row. A step then has now more samples, now fewer."""
+    Fastest: every row has `micro_batch.tokens` positions, and is full. Samples with the same reference and system
+    prompt share them in a row. A step then has now more samples, now fewer."""
 
 
 class MicroBatch(SpecModel):

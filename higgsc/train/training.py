@@ -100,7 +100,9 @@ class Training:
             self._model = adapted = add_lora(base, job.lora, job.seed)
             if checkpoint is None and job.lora.start is not None:
                 start_from(context.path(job.lora.start), adapted, job.model)
-        logger.info("attention on %s: %s", mesh.device.type, kernel(mesh.device, compute, shared=False))
+        alone, shared = (kernel(mesh.device, compute, shared=shared) for shared in (False, True))
+        other = f"; {shared} in rows that share a reference" if plan.shared is not None and shared != alone else ""
+        logger.info("attention on %s: %s%s", mesh.device.type, alone, other)
         self._module = LossModule(self._model, Comparison(job.loss.contrastive, mesh)).train()
         mesh.divide(self._module)
         run_layers(self._module.causal.model, job)

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from higgsc.contract.jobs import BatchJob
 from higgsc.train.decoder import attention
-from higgsc.train.decoder.attention import attend, block_mask, kernel, segments
+from higgsc.train.decoder.attention import attend, kernel, mask_of, segments
 from higgsc.train.decoder.routes import Routes, Row
 from higgsc.train.rows.row import pack
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
@@ -96,21 +96,35 @@ def stand_in(
     return torch.cat(outputs)
 
 
-@pytest.mark.parametrize("name, prefixes", [("varlen", (-1, -1, -1)), ("flex", (-1, -1, -1)), ("flex", (-1, 0, 0))])
+def ungrouped(
+    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int,
+    *, return_aux: Any = None, scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:  # fmt: skip
+    """As torch 2.11 has it, where every query head has a key-value head."""
+    return stand_in(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, window_size=window_size)
+
+
+@pytest.mark.parametrize(
+    "name, prefixes",
+    [("varlen", (-1, -1, -1)), ("ungrouped", (-1, -1, -1)), ("flex", (-1, -1, -1)), ("flex", (-1, 0, 0))],
+)
 def test_what_the_kernels_of_a_gpu_are_asked_for(
     name: str, prefixes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forward: with a stand-in of the same signature for varlen, and Flex's own uncompiled arithmetic."""
     names = list(inspect.signature(varlen_attn).parameters)
-    assert list(inspect.signature(stand_in).parameters) == names, "torch has changed what is to be called"
-    monkeypatch.setattr(attention, "varlen_attn", stand_in)
+    known = [list(inspect.signature(one).parameters) for one in (stand_in, ungrouped)]
+    assert names in known, "torch has changed what is to be called"
+    monkeypatch.setattr(attention, "_GROUPED", name != "ungrouped")
+    monkeypatch.setattr(attention, "varlen_attn", ungrouped if name == "ungrouped" else stand_in)
+    name = name.replace("ungrouped", "varlen")
     monkeypatch.setattr(attention, "_flex", lambda: flex_attention)
     monkeypatch.setattr(attention, "kernel", lambda *_, **__: name)
     lengths = (150, 9, 40)
     routes = Routes.of(np.zeros(sum(lengths), dtype=np.bool_), lengths, prefixes, audio_labels=NONE, text_labels=NONE)
     torch.manual_seed(0)
     query, key, value = torch.randn(199, 6, 16), torch.randn(199, 2, 16), torch.randn(199, 2, 16)
-    mask = block_mask(routes, torch.device("cpu"), torch.float32)
+    mask = mask_of(routes, torch.device("cpu"), torch.float32)
     row = Row(routes=routes, cos=query, sin=query, mask=mask)
     expected = segments(query, key, value, routes.starts, routes.prefixes)[0]
     torch.testing.assert_close(attend(query, key, value, row), expected, rtol=0, atol=2e-6)

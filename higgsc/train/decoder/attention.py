@@ -3,7 +3,7 @@
 The cost grows with the sum of the segments' squared lengths, that of a mask over the row with the square of the sum.
 
     CPU                              one fused kernel a segment, and one more for its prefix
-    GPU, bf16, no shared prefixes    torch's `varlen_attn` (FlashAttention 2 or 3)
+    GPU, bf16, no shared prefixes    torch's `varlen_attn` (FlashAttention)
     GPU otherwise                    FlexAttention with a block mask
 
 The GPU's kernels were not run by the people who wrote this; what is handed to them is tested with stand-ins.
@@ -14,19 +14,23 @@ The GPU's kernels were not run by the people who wrote this; what is handed to t
 from __future__ import annotations
 
 from functools import cache
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.attention.varlen import varlen_attn
 
+from higgsc.train.decoder.block_mask import block_mask
 from higgsc.train.decoder.routes import Routes, Row
 
 _ATEN = torch.ops.aten
 _CAUSAL = (-1, 0)
 """Any number of tokens before, none after."""
+_GROUPED = "enable_gqa" in signature(varlen_attn).parameters
+"""Whether query heads may share a key-value head, since torch 2.12; before, each gets a copy of its own."""
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, row: Row) -> Tensor:
@@ -36,10 +40,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, row: Row) -> Tensor:
         case "segments":
             mixed: Tensor = segments(query, key, value, routes.starts, routes.prefixes)[0]
         case "varlen":
-            mixed = varlen_attn(  # type: ignore[assignment]
-                query, key, value, routes.starts, routes.starts, routes.longest, routes.longest,
-                window_size=_CAUSAL, enable_gqa=True,
-            )  # fmt: skip
+            mixed = _varlen(query, key, value, routes)
         case "flex":
             batched = (heads.transpose(0, 1)[None] for heads in (query, key, value))
             mixed = _flex()(*batched, block_mask=row.mask, enable_gqa=True)[0].transpose(0, 1)
@@ -53,25 +54,24 @@ def kernel(device: torch.device, dtype: torch.dtype, *, shared: bool) -> str:
     return "varlen" if dtype in (torch.bfloat16, torch.float16) and not shared else "flex"
 
 
-def block_mask(routes: Routes, device: torch.device, dtype: torch.dtype) -> Any:
+def mask_of(routes: Routes, device: torch.device, dtype: torch.dtype) -> Any:
     """The mask that `attend` wants in the row, made once for all layers; None where it wants none."""
-    if kernel(device, dtype, shared=routes.shared) != "flex":
-        return None
-    length = len(routes.by_place)
-    places = torch.arange(length, device=device)
-    segment = torch.searchsorted(routes.starts[1:], places, right=True)
-    prefix = routes.prefixes.long()[segment]
+    return block_mask(routes, device) if kernel(device, dtype, shared=routes.shared) == "flex" else None
 
-    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        own = (segment[query] == segment[key]) & (query >= key)
-        return own | (prefix[query] == segment[key])
 
-    return create_block_mask(visible, None, None, length, length, device=str(device))
+def _varlen(query: Tensor, key: Tensor, value: Tensor, routes: Routes) -> Tensor:
+    options: dict[str, Any] = {"enable_gqa": True} if _GROUPED else {}
+    if not _GROUPED:
+        key, value = (heads.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for heads in (key, value))
+    ends = routes.starts, routes.starts, routes.longest, routes.longest
+    mixed: Tensor = varlen_attn(query, key, value, *ends, window_size=_CAUSAL, **options)  # type: ignore[assignment]
+    return mixed
 
 
 @cache
 def _flex() -> Any:
-    return torch.compile(flex_attention, dynamic=True)
+    # Where it cannot be one graph, torch would compute all pairs of tokens, and without a word.
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 @torch.library.custom_op("higgsc::segments", mutates_args=())

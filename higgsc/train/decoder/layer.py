@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from higgsc.train.decoder.attention import attend, block_mask
+from higgsc.train.decoder.attention import attend, mask_of
 from higgsc.train.decoder.functional import rms_norm, rotary, swiglu
 from higgsc.train.decoder.lora import project
 from higgsc.train.decoder.routes import Labelled, Routes, Row, permute
@@ -66,7 +66,7 @@ def decode(
         routes=routes,
         cos=cos[0, :, None, :half].contiguous(),
         sin=sin[0, :, None, :half].contiguous(),
-        mask=block_mask(routes, hidden.device, hidden.dtype),
+        mask=mask_of(routes, hidden.device, hidden.dtype),
     )
     *layers, last = decoder.layers
     for layer in layers:

@@ -109,7 +109,8 @@ def info_nce(
     left_out = same.index_put((torch.arange(len(own), device=own.device), own), torch.zeros_like(own, dtype=torch.bool))
     losses = []
     for anchors, candidates in ((targets, references), (references, targets)):
-        logits = anchors @ gather(candidates).T / temperature
+        with torch.autocast(anchors.device.type, enabled=False):  # in bfloat16, cosines near 1 are 0.004 apart
+            logits = anchors @ gather(candidates).T / temperature
         losses.append(cross_entropy(logits.masked_fill(left_out, -torch.inf), own, reduction="sum"))
     return torch.stack(losses).mean()
 

@@ -16,8 +16,8 @@ from typing import Self
 from higgsc.train.rows.inputs import Inputs, Row, StepInput
 
 AHEAD = 4
-"""Rows that are made ahead: enough for one that takes long, such as the first of an epoch, and some megabytes each."""
-
+"""Rows, and beginnings of steps, that are made ahead: enough for a row that takes long, such as the first of an epoch,
+and some megabytes each."""
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from higgsc.train.seeds import Purpose
 _LEAST, _MOST = 0.15, 0.5
 """Share of a row that the targets of one reference may take, where they have to be divided. With less, fewer share;
 with more, or always the same, rows are filled worse: with one reference for all, 20,000 samples and rows of 16,384
-tokens, two halves fill 97 %, this 99.9 %."""
+tokens, this fills 95 % (benchmarks/packing.py)."""
 
 
 @dataclass(frozen=True, slots=True)
