@@ -1,4 +1,4 @@
-# A server for a merged model (docs/serving.md). Build and run:
+# A server for a merged model (docs/speaking.md). Build and run:
 #   docker build -t higgsc-serve .
 #   docker run --gpus all -p 127.0.0.1:8000:8000 -e HIGGSC_SERVE_TOKEN -v $PWD/runs/arabic/merged:/model:ro \
 #     -v $PWD/voices:/voices:ro -v $HOME/.cache/huggingface:/cache higgsc-serve

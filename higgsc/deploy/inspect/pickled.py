@@ -20,6 +20,10 @@ from torch import Tensor
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.loading import first_line
 
+_GLOBAL = re.compile(r"GLOBAL (\S+)")
+_WANTS = re.compile(rf"{_GLOBAL.pattern}|Trying to |[Cc]an only |Only persistent_load|must be imported")
+"""What torch says of a pickle that asks for more than tensors; of what is no pickle at all it says other things."""
+
 
 def read_pickled(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that `torch.save` wrote, by name; mapped from the file where its format allows.
@@ -34,9 +38,9 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
         raise StepError(f"cannot be read: {error.strerror}", code=ExitCode.MISSING_INPUT, path=path) from error
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise _refused(error, path) from error
     except Exception as error:
+        if isinstance(error, pickle.UnpicklingError) and _WANTS.search(str(error)):
+            raise _refused(error, path) from error
         raise StepError(
             f"the pickled weights are damaged: {first_line(error)}",
             path=path,
@@ -57,7 +61,7 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
 
 
 def _refused(error: pickle.UnpicklingError, path: Path) -> StepError:
-    named = re.search(r"GLOBAL (\S+)", str(error))
+    named = _GLOBAL.search(str(error))
     what = f"`{named[1]}`" if named else "something that builds no tensor"
     return StepError(
         f"this pickle wants to use {what}, which is no part of storing tensors; nothing of it was run",

@@ -77,7 +77,7 @@ def make_server(speaker: Speaker, voices: Mapping[str, Voice], settings: Setting
             http=patient_protocol(limits),
             ws="none",
             loop="asyncio",
-            limit_concurrency=limits.connections,
+            limit_concurrency=limits.connections + 1,  # it counts the one that it answers
             timeout_keep_alive=round(limits.idle_seconds),
             timeout_graceful_shutdown=round(limits.drain_seconds) + _LAST_RESORT_SECONDS,
             server_header=False,

@@ -19,9 +19,9 @@ class SamplingAsk(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=1)] | None = None
+    top_k: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     ras_window: Annotated[int, Field(ge=0, le=1_000)] | None = None
-    ras_max_repeats: Annotated[int, Field(ge=1)] | None = None
+    ras_max_repeats: Annotated[int, Field(ge=1, le=1_000)] | None = None
 
     def sampling(self) -> Sampling:
         """How codes are drawn."""

@@ -1,4 +1,4 @@
-"""Clients that send or read too slowly: uvicorn's protocol with a time-out for heads and for unread answers."""
+"""Clients that send or read too slowly: uvicorn's protocol with a time-out for heads and for answers nobody reads."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def patient_protocol(limits: Limits) -> type[H11Protocol]:
         def pause_writing(self) -> None:
             super().pause_writing()
             if self._unread is None:
-                self._unread = self.loop.call_later(limits.write_seconds, self.transport.abort)
+                self._await_reader()
 
         def resume_writing(self) -> None:
             super().resume_writing()
@@ -48,6 +48,16 @@ def patient_protocol(limits: Limits) -> type[H11Protocol]:
                 if timer is not None:
                     timer.cancel()
             super().connection_lost(exc)
+
+        def _await_reader(self) -> None:
+            left = self.transport.get_write_buffer_size()
+            self._unread = self.loop.call_later(limits.write_seconds, self._not_read, left)
+
+        def _not_read(self, before: int) -> None:
+            if self.transport.get_write_buffer_size() < before:  # slowly, but it is read
+                self._await_reader()
+            else:
+                self.transport.abort()
 
         def _await_head(self) -> None:
             if self._head is None:

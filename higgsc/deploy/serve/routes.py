@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from higgsc.contract.outcome import StepError
 from higgsc.deploy.generate import Speaker, Speech
@@ -56,6 +57,7 @@ class Routes:
         app.post("/generate_speech")(self.generate_speech)
         app.exception_handler(RequestError)(_answer)
         app.exception_handler(HTTPException)(_answer)
+        app.exception_handler(ClientDisconnect)(_left)
 
     async def page(self) -> Response:
         """A page to try the server."""
@@ -185,6 +187,11 @@ async def _answer(_: Request, error: RequestError | HTTPException) -> Response:
     if isinstance(error, HTTPException):  # no such path, no such method, no such form
         error = RequestError(error.status_code, str(error.detail), headers=error.headers)
     return error.response()
+
+
+async def _left(_: Request, __: ClientDisconnect) -> Response:
+    """While it sent its request."""
+    return RequestError(499, "the client has left").response()
 
 
 async def _first(pieces: AsyncIterator[Speech]) -> Speech | None:

@@ -38,13 +38,13 @@ class Limits:
     piece_seconds: float = 30.0
     """Where a piece of some 200 characters is cut off that does not end by itself."""
     request_seconds: float = 300.0
-    """From the end of a request's body to the end of its speech, waiting included."""
+    """From when a request has been read, its recording decoded, to the end of its speech, waiting included."""
     header_seconds: float = 10.0
     """For a client to send the head of a request."""
     body_seconds: float = 30.0
     """For a client to send the body."""
     write_seconds: float = 30.0
-    """For a client to take what is ready for it."""
+    """For a client to take anything of what is ready for it."""
     idle_seconds: float = 20.0
     """For a connection between two requests: longer than clients keep one (httpx 5 s, browsers more), as a request that
     crosses its closing is lost."""

@@ -32,7 +32,13 @@ def load_voices(folder: Path, speaker: Speaker) -> Mapping[str, Voice]:
             raise StepError("the name of a voice has letters, digits, `.`, `_` and `-` only", path=path)
         if path.stem in voices:
             raise StepError(f"there are two recordings of the voice `{path.stem}`", path=path)
-        voices[path.stem] = speaker.voice(path, _text_beside(path))
+        text = _text_beside(path)
+        try:
+            voices[path.stem] = speaker.voice(path, text)
+        except StepError as error:
+            if error.path is None:  # what is wrong is the text
+                error.path = path.with_suffix(".txt")
+            raise
     if not voices:
         raise StepError(
             "there is no voice in the folder",

@@ -167,6 +167,12 @@ def cut(adapter: Path) -> None:
 MISTAKES: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "cut off": (cut, 65, "damaged"),
     "not a pickle": (lambda a: (a / "adapter_model.bin").write_bytes(b"hello"), 65, "damaged"),
+    "a pointer of git-lfs": (
+        lambda a: (a / "adapter_model.bin").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        65,
+        "damaged",
+    ),
+    "a page": (lambda a: (a / "adapter_model.bin").write_bytes(b"<!DOCTYPE html><title>404</title>"), 65, "damaged"),
     "empty": (lambda a: (a / "adapter_model.bin").write_bytes(b""), 65, "damaged"),
     "no weights": (lambda a: (a / "adapter_model.bin").unlink(), 66, "missing"),
     "no configuration": (lambda a: (a / "adapter_config.json").unlink(), 66, "configuration"),

@@ -126,7 +126,7 @@ def test_voices_in_a_folder(tmp_path: Path, speaker: Speaker) -> None:
         ("twice", {"a.flac": clip, "a.wav": clip, "a.txt": b"hello"}, "two recordings"),
         ("latin", {"a.flac": clip, "a.txt": b"caf\xe9"}, "UTF-8"),
         ("audio", {"a.wav": b"x", "a.txt": b"hello"}, "a.wav"),
-        ("nothing said", {"a.flac": clip, "a.txt": b"\n"}, "empty"),
+        ("nothing said", {"a.flac": clip, "a.txt": b"\n"}, "a.txt: cannot speak this: the text is empty"),
     ):
         folder = tmp_path / problem
         if files is not None:

@@ -167,6 +167,16 @@ def test_slow_clients(server: Any) -> None:
         connection.close()
 
 
+def test_a_client_that_leaves_while_it_sends_is_no_error_of_the_server(server: Any) -> None:
+    name = 'higgsc_requests_total{route="/v1/audio/speech",status="%d"}'
+    left, failed = server.figure(name % 499), server.figure(name % 500)
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        time.sleep(0.2)
+    server.wait_for(name % 499, left + 1)
+    assert server.figure(name % 500) == failed
+
+
 def test_a_client_that_does_not_read_is_dropped_and_nothing_more_is_spoken_for_it(server: Any) -> None:
     dropped = server.figure('higgsc_dropped_total{reason="left"}')
     body = (
