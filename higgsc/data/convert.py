@@ -53,7 +53,7 @@ def convert(source: SourceFile, output: Path, *, to: OutputFormat = "canonical")
 
     Raises:
         StepError: The source is missing (66), cannot be read, or holds no sample that can be (65); the output would
-            overwrite the source (2).
+            overwrite the source (2); the source's path cannot be written as text (65).
     """
     if output.exists() and (not output.is_file() or output.samefile(source.path)):
         what = "the output is the data file itself" if output.is_file() else "the output is not a file"
@@ -61,6 +61,12 @@ def convert(source: SourceFile, output: Path, *, to: OutputFormat = "canonical")
     reject_list = output.with_name(f"{output.name}.rejected.jsonl")
     rename = _renamer(source.path.parent, output.parent)
     place = os.path.relpath(source.path, output.parent)
+    if not place.isprintable():  # bytes that are no UTF-8 are not, and could not be written as a name in JSON
+        raise StepError(
+            f"the data file's path from the output, {place!r}, holds signs that cannot be written",
+            path=output,
+            help="rename the folder or the file, or write the output beside the data file",
+        )
     rejected, causes, first = 0, Counter[str](), ""
     with _writing(output) as stream, _writing(reject_list) as rejects:
         write = _Writer(stream, to, source.path, place, rename)
@@ -96,34 +102,35 @@ class _Writer:
     def __call__(self, batch: Batch | list[Read]) -> list[Rejected]:
         """Write what can be written; what cannot."""
         if not isinstance(batch, Batch):
-            return self._each(batch)
+            return self._each(batch, self._rename)
         origins = [f"{self._place}:{line}" for line in batch.lines]
+        turns, rename = None, self._rename
         try:
-            if self._to == "chatml" and (turns := batch.rows.turns(self._rename)) is not None:
+            if self._to == "chatml" and (turns := batch.rows.turns(rename)) is not None:
                 self._output.write(write_turns(turns, origins))
                 self.written += len(origins)
             else:
-                self._records(batch.rows.records(origins))
+                self._records(batch.rows.records(origins), rename)
         except UNWRITABLE:
-            return self._each(batch.reads())
+            return self._each(batch.reads(), rename if turns is None else None)  # turns are renamed in place
         return []
 
-    def _each(self, reads: list[Read]) -> list[Rejected]:
+    def _each(self, reads: list[Read], rename: Rename | None) -> list[Rejected]:
         refused: list[Rejected] = []
         for line, read in reads:
             if isinstance(read, Rejected):
                 refused.append(read)
                 continue
             try:
-                self._records([msgspec.structs.replace(read, origin=read.origin or f"{self._place}:{line}")])
+                self._records([msgspec.structs.replace(read, origin=read.origin or f"{self._place}:{line}")], rename)
             except UNWRITABLE as error:
                 reason = f"cannot be written: {error}"
                 refused.append(Rejected(id=read.id, source=self._source, line=line, reason=reason))
         return refused
 
-    def _records(self, records: list[Record]) -> None:
+    def _records(self, records: list[Record], rename: Rename | None) -> None:
         write = write_canonical if self._to == "canonical" else write_chatml
-        self._output.write(write(records, self._rename))
+        self._output.write(write(records, rename))
         self.written += len(records)
         self.prompts += sum([record.target.audio is None for record in records])
         self.singles += sum([not record.references for record in records])

@@ -72,11 +72,6 @@ def write_turns(rows: Iterable[Turns], origins: Sequence[str]) -> bytes:
     return _encoder.encode_lines(samples)
 
 
-def _request(text: str) -> str:
-    # What follows the first words of a request is the text, even if it has such words in it itself.
-    return f"{REQUEST}{text}" if REQUEST in text else text
-
-
 def _sample(record: Record) -> _Sample | dict[str, Any]:
     # Without calls for the parts: they would take as long as all the rest.
     messages: list[_Turn] = []
@@ -90,7 +85,8 @@ def _sample(record: Record) -> _Sample | dict[str, Any]:
         messages.append(Said("user", spoken.text))
         messages.append(Heard("assistant", (AudioPart("audio", heard.path, heard.offset, heard.duration),)))
     text, audio = record.target.text, record.target.audio
-    messages.append(Said("user", _request(text)))
+    # What follows the first words of a request is the text, even if it has such words in it itself.
+    messages.append(Said("user", f"{REQUEST}{text}" if REQUEST in text else text))
     if audio is not None:
         spoken_part = AudioPart("audio", audio.path, audio.offset, audio.duration)
         messages.append(Answered("assistant", (Text("text", text), spoken_part)))

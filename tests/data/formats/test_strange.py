@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -329,3 +330,14 @@ def test_audio_by_its_full_path_is_sound_where_it_may_lie(tmp_path: Path, where:
         path.write_text(json.dumps(row) + "\n")
         found = check_structure((SourceFile(path=path),), root=tmp_path / "link", roots=())
         assert found.bad == (number == 2), home
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    (folder / "in.jsonl").write_text(json.dumps(CHATML[0]) + "\n", "utf-8")
+    source = SourceFile(path=folder / "in.jsonl", format="chatml")
+    with pytest.raises(StepError, match=r"'caf\\udce9/in.jsonl', holds signs that cannot be written"):
+        convert(source, tmp_path / "out.jsonl", to="chatml")
+    assert not (tmp_path / "out.jsonl").exists()
+    assert convert(source, folder / "out.jsonl", to="chatml").written == 1
