@@ -120,7 +120,7 @@ def test_what_was_made_from_something_else_is_not_taken_up(
         assert torch.equal(tensor, state(tmp_path / "again")[name])
 
 
-def test_the_first_release_s_layout(base: Path, make_adapter: MakeAdapter, tmp_path: Path) -> None:
+def test_the_original_release_s_layout(base: Path, make_adapter: MakeAdapter, tmp_path: Path) -> None:
     adapter = make_adapter(modules_to_save=["audio_lm_head"])
     merge_adapter(base, adapter, tmp_path / "merged", dtype="bf16")
     merge_adapter(base, adapter, tmp_path / "original", dtype="bf16", layout="original")

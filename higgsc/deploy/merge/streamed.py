@@ -45,7 +45,7 @@ class StreamedModel:
         """Put the model together.
 
         Args:
-            weights: Every parameter is among them; see `higgsc.deploy.merge.fit.check_base`.
+            weights: Every parameter is among them; see `higgsc.deploy.merge.base.check_base`.
             config: Content of its `config.json`.
             device: Where to compute.
         """
