@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from higgsc.contract.outcome import StepError
 from higgsc.deploy.weights import TensorInfo, Weights
+from higgsc.deploy.workers import workers
 from higgsc.train.checkpoints.tensor_file import header_of
 
 COPY_BYTES = 2**24
@@ -54,24 +56,23 @@ class Rewriter:
         self, weights: Weights, folder: Path, *, dtype: torch.dtype, rename: Callable[[str], str] = lambda name: name
     ) -> None:
         self._weights, self._folder, self._dtype, self._rename = weights, folder, dtype, rename
+        self._threads = ExitStack()
         self._line: deque[Future[None]] = deque()
         self._pairs: list[_Pair] = []
         self._flushes: list[Future[None]] = []
 
     def __enter__(self) -> Rewriter:
-        self._threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # each of ours works alone: a block is too small to be divided
-        self._pool, self._disk = ThreadPoolExecutor(self._threads), ThreadPoolExecutor(1)
+        self._in_line = _IN_LINE * torch.get_num_threads()
+        self._disk = self._threads.enter_context(ThreadPoolExecutor(1))
+        self._pool = self._threads.enter_context(workers())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._pool.shutdown()
-            self._disk.shutdown()
+            self._threads.close()
         finally:
-            torch.set_num_threads(self._threads)
             for pair in self._pairs:
                 pair.close()
         if error is None:
@@ -137,7 +138,7 @@ class Rewriter:
         pair.write(bytes_of(result), place)
 
     def _submit(self, work: Callable[[], None]) -> Future[None]:
-        while len(self._line) >= _IN_LINE * self._threads:
+        while len(self._line) >= self._in_line:
             self._line.popleft().result()
         self._line.append(self._pool.submit(work))
         return self._line[-1]

@@ -174,13 +174,13 @@ def test_a_file_that_is_cut_while_it_is_copied(
     copy.mkdir()
     for path in base.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    write = fold.write_file
+    write = fold.Rewriter.write
 
-    def cut(*arguments: Any, **options: Any) -> None:
+    def cut(*arguments: Any) -> None:
         os.truncate(copy / "model.safetensors", 5_000_000)
-        write(*arguments, **options)
+        write(*arguments)
 
-    monkeypatch.setattr(fold, "write_file", cut)
+    monkeypatch.setattr(fold.Rewriter, "write", cut)
     with pytest.raises((StepError, Exception), match=r"middle of a tensor|incomplete|invalid|Invalid"):
         merge_adapter(copy, make_adapter(), tmp_path / "merged", dtype="fp32")
     assert {path.name for path in tmp_path.iterdir()} == {"adapter", "base"}

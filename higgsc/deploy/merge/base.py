@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from higgsc.contract.outcome import ExitCode, StepError
-from higgsc.deploy.merge.streamed import empty_model
+from higgsc.deploy.streamed import empty_model
 from higgsc.deploy.weights import Weights
 from higgsc.train.model.build import check_model_type
 

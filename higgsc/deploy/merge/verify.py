@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from higgsc.deploy.merge.streamed import StreamedModel
 from higgsc.deploy.probe import hidden_states, random_probe
+from higgsc.deploy.streamed import StreamedModel
 from higgsc.deploy.weights import Weights
+from higgsc.deploy.workers import workers
 from higgsc.train.rows.row import PackedBatch
 
 Logits = tuple[torch.Tensor, torch.Tensor]
@@ -76,15 +77,16 @@ def compare_logits(
         dtype: Dtype in which the merged model is stored; gives the tolerance.
         device: Where to compute.
     """
-    streamed = StreamedModel(base, config, device=device)
-    probe = random_probe(streamed.model.config).to(device)
-    alone = _logits(streamed.model, probe)
-    streamed.add_adapter(adapter)
-    adapted = _logits(streamed.model, probe)
-    with streamed.merged_by_peft(dtype):
-        rounded = _logits(streamed.model, probe)
-    del streamed
-    result = _logits(StreamedModel(merged, config, device=device).model, probe)
+    with workers() as pool:
+        streamed = StreamedModel(base, config, device=device, pool=pool)
+        probe = random_probe(streamed.model.config).to(device)
+        alone = _logits(streamed.model, probe)
+        streamed.add_adapter(adapter)
+        adapted = _logits(streamed.model, probe)
+        with streamed.merged_by_peft(dtype):
+            rounded = _logits(streamed.model, probe)
+        del streamed
+        result = _logits(StreamedModel(merged, config, device=device, pool=pool).model, probe)
     return LogitsCheck(
         max_difference=_distance(result, adapted),
         max_difference_to_peft=_distance(result, rounded),

@@ -13,9 +13,10 @@ from torch.nn.functional import cross_entropy
 
 from higgsc.data.delay import IGNORE
 from higgsc.data.store import Store
-from higgsc.deploy.merge.streamed import StreamedModel
 from higgsc.deploy.probe import hidden_states, random_probe
+from higgsc.deploy.streamed import StreamedModel
 from higgsc.deploy.weights import Weights
+from higgsc.deploy.workers import workers
 from higgsc.train.rows.row import PackedBatch, pack
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
@@ -66,12 +67,13 @@ def difference(
     Raises:
         StepError: The store cannot be read (65 or 66).
     """
-    streamed = StreamedModel(before, config, device=device)
-    batch, measured_on = _sequences(streamed.model.config, store)
-    batch = batch.to(device)
-    exact = _figures(streamed.model, batch)
-    del streamed
-    quantized = _figures(StreamedModel(after, config, device=device).model, batch)
+    with workers() as pool:
+        streamed = StreamedModel(before, config, device=device, pool=pool)
+        batch, measured_on = _sequences(streamed.model.config, store)
+        batch = batch.to(device)
+        exact = _figures(streamed.model, batch)
+        del streamed
+        quantized = _figures(StreamedModel(after, config, device=device, pool=pool).model, batch)
     labelled = batch.audio_labels.cpu() != IGNORE
     return Difference(
         measured_on=measured_on,
