@@ -4,7 +4,8 @@
 
 The base has the released proportions, vocabulary included, random weights in bfloat16 and shards of 200 MB; the
 adapter is on every linear layer of the decoder. Each contender is a process of its own, so that its largest memory is
-its own; they take turns, the best round counts. All flush what they have written to the disk.
+its own; they take turns, the best round counts. Start and imports are in the memory and not in the time. All flush
+what they have written to the disk. Writes `benchmarks/results/merge.json` and `merge.txt`.
 """
 
 from __future__ import annotations
@@ -12,16 +13,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import peft
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
+import higgsc
 from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape
 from higgsc.deploy.merge.fold import Steps, merge_adapter, write_weights
 from higgsc.deploy.merge.record import Record
@@ -29,6 +38,7 @@ from higgsc.deploy.weights import open_weights
 from higgsc.train.model.adapter import open_adapter
 from higgsc.train.model.builtin import tiny_path
 
+RESULTS = Path(__file__).resolve().parent / "results"
 SHARD_BYTES = 200_000_000
 MAKERS = ("base", "adapter", "equal")
 CONTENDERS = ("copy", "peft", "weights", "merge")
@@ -52,28 +62,49 @@ def main() -> None:
         for made in ("base", "adapter"):
             _run(made, folder)
         size = sum(path.stat().st_size for path in (folder / "base").glob("*.safetensors"))
-        print(
-            f"python {sys.version.split()[0]}, torch {torch.__version__}, {os.cpu_count()} cores, "
-            f"load {os.getloadavg()[0]:.1f}\n"
-            f"{shape.parameter_count():,} parameters in bfloat16, {size / 1e9:.2f} GB; rank {arguments.rank}\n"
-        )
+        figures: dict[str, Any] = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": " ".join(["python", "benchmarks/merge.py", *sys.argv[1:]]),
+            "versions": {module.__name__: module.__version__ for module in (higgsc, torch, transformers, peft)},
+            "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+            "load": os.getloadavg()[0],
+            "parameters": shape.parameter_count(),
+            "bytes": size,
+            "rank": arguments.rank,
+        }
         best: dict[str, tuple[float, float, int]] = {}
         for _ in range(arguments.rounds):
             for contender in CONTENDERS:
                 shutil.rmtree(folder / contender, ignore_errors=True)
                 found = _measure(contender, folder)
                 best[contender] = min(best.get(contender, found), found)
-        _table(best)
-        print()
-        _run("equal", folder)
-        print(f"copy ratio: {best['weights'][0] / best['copy'][0]:.2f}")
+        figures["contenders"] = {
+            contender: dict(zip(("seconds", "cpu_seconds", "peak_bytes"), best[contender], strict=True))
+            for contender in CONTENDERS
+        }
+        equal = _command("equal", folder)
+        figures["equal"] = subprocess.run(equal, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    text = "\n".join(_table(figures))
+    print(text)
+    (RESULTS / "merge.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    (RESULTS / "merge.txt").write_text(text + "\n", "utf-8")
 
 
-def _table(best: dict[str, tuple[float, float, int]]) -> None:
-    print(f"{'':44}{'s':>8}{'CPU s':>8}{'peak MB':>9}{'x cp':>7}")
-    for contender in CONTENDERS:
-        wall, cpu, peak = best[contender]
-        print(f"{TITLES[contender]:44}{wall:8.2f}{cpu:8.2f}{peak / 1e6:9,.0f}{wall / best['copy'][0]:7.2f}", flush=True)
+def _table(figures: dict[str, Any]) -> Iterator[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
+    yield f"# {figures['date'][:10]}, {figures['hardware']}, load {figures['load']:.1f}, {versions}"
+    yield f"# {figures['command']}"
+    yield f"{figures['parameters']:,} parameters in bfloat16, {figures['bytes'] / 1e9:.2f} GB; rank {figures['rank']}"
+    yield ""
+    yield f"{'':44}{'s':>8}{'CPU s':>8}{'peak MB':>9}{'x cp':>7}"
+    found = figures["contenders"]
+    for contender, of in found.items():
+        times = f"{of['seconds']:8.2f}{of['cpu_seconds']:8.2f}"
+        ratio = of["seconds"] / found["copy"]["seconds"]
+        yield f"{TITLES[contender]:44}{times}{of['peak_bytes'] / 1e6:9,.0f}{ratio:7.2f}"
+    yield ""
+    yield figures["equal"]
+    yield f"copy ratio: {found['weights']['seconds'] / found['copy']['seconds']:.2f}"
 
 
 def _command(contender: str, folder: Path) -> list[str]:
@@ -91,33 +122,33 @@ def _measure(contender: str, folder: Path) -> tuple[float, float, int]:
     started = time.monotonic()
     child = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert child.stdout is not None
-    inside = float(child.stdout.read() or 0)
+    told = child.stdout.read().split()
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode != 0:
         raise SystemExit(f"{contender} ended with {child.returncode}")
-    assert inside <= time.monotonic() - started
-    return inside, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    wall, cpu = map(float, told)
+    assert wall <= time.monotonic() - started
+    return wall, cpu, usage.ru_maxrss * 1024
 
 
 def _contend(arguments: argparse.Namespace) -> None:
-    """Do the work and print the seconds it took, imports and start not counted."""
+    """Do the work; print the seconds and processor seconds it took, imports and start not counted."""
     contender, folder, shape = arguments.contender, arguments.folder, _shape(arguments.hidden, arguments.layers)
     if contender in MAKERS:
         _prepare(contender, folder, shape, arguments.rank)
         return
     base, adapter, out = folder / "base", folder / "adapter", folder / contender
-    if contender == "peft":
-        from peft import PeftModel
-        from transformers import HiggsAudioV2ForConditionalGeneration
-    started = time.monotonic()
+    started, used = time.monotonic(), _cpu()
     match contender:
         case "copy":
             subprocess.run(["cp", "-r", "--reflink=never", str(base), str(out)], check=True)
             _flush(out)
         case "peft":
-            model = HiggsAudioV2ForConditionalGeneration.from_pretrained(base, use_text_head=True, dtype=torch.bfloat16)
-            PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out)
+            model = transformers.HiggsAudioV2ForConditionalGeneration.from_pretrained(
+                base, use_text_head=True, dtype=torch.bfloat16
+            )
+            peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out)
             _flush(out)
         case "weights":
             out.mkdir()
@@ -129,7 +160,13 @@ def _contend(arguments: argparse.Namespace) -> None:
             )  # fmt: skip
         case "merge":
             merge_adapter(base, adapter, out, dtype="bf16")
-    print(time.monotonic() - started)
+    print(time.monotonic() - started, _cpu() - used)
+
+
+def _cpu() -> float:
+    """Processor seconds of this process and of those it waited for."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _prepare(what: str, folder: Path, shape: HiggsAudioV2Shape, rank: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from higgsc.contract.jobs import LossJob, OptimizerJob
+from higgsc.deploy.probe import hidden_states
 from higgsc.train.decoder import layer
 from higgsc.train.decoder.routes import Row
 from higgsc.train.objective import loss as loss_module
@@ -78,7 +79,7 @@ def train(
 
 def _stock_losses(self: LossModule, batch: PackedBatch, voices: object = None) -> LossSums:
     """transformers' layers, and both heads at every position."""
-    hidden = _stock_decode(self.causal.model, batch)
+    hidden = hidden_states(self.causal.model, batch)
     places = batch.input_ids.new_full((batch.tokens, 8), -100)
     places[batch.audio_positions] = batch.audio_labels
     words = batch.input_ids.new_full((batch.tokens,), -100)
@@ -89,22 +90,11 @@ def _stock_losses(self: LossModule, batch: PackedBatch, voices: object = None) -
     return LossSums(audio=torch.stack(audio), text=text)
 
 
-def _stock_decode(decoder: Any, batch: PackedBatch) -> Tensor:
-    return decoder(  # type: ignore[no-any-return]
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        audio_input_ids=batch.audio_input_ids,
-        audio_input_ids_mask=batch.audio_input_ids_mask,
-        attention_mask=None,
-        use_cache=False,
-    ).last_hidden_state[0]
-
-
 def _by_transformers(self: LossModule, batch: PackedBatch, voices: object = None) -> LossSums:
     """transformers' layers."""
 
     def decode(decoder: Any, *_: Any, **__: Any) -> Tensor:
-        return _stock_decode(decoder, batch).index_select(0, batch.routes.labelled.places)
+        return hidden_states(decoder, batch).index_select(0, batch.routes.labelled.places)
 
     with patch.object(loss_module, "decode", decode):
         return _forward(self, batch)

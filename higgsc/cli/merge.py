@@ -27,7 +27,7 @@ from higgsc.contract.outcome import ExitCode, StepError
 )  # fmt: skip
 @click.option(
     "--layout", type=click.Choice(["transformers", "original"]), default="transformers", show_default=True,
-    help="Whose names the tensors get: transformers', or the first release's.",
+    help="Whose names the tensors get: transformers', or the original release's.",
 )  # fmt: skip
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="For the check.")
 def command(

@@ -9,7 +9,7 @@ from pathlib import Path
 from higgsc.catalog.higgs_audio_v2 import shape_of
 from higgsc.catalog.original_names import to_transformers
 from higgsc.contract.outcome import ExitCode, StepError
-from higgsc.deploy.weights import open_weights
+from higgsc.deploy.weights import Weights, open_weights
 from higgsc.train.model.adapter import Adapter, tensor_shapes
 from higgsc.train.model.builtin import resolve_base
 
@@ -38,10 +38,24 @@ def known_shapes(named: str | None, given: Path | None, *, root: Path) -> BaseSh
     if given is not None and not folder.is_dir():
         raise StepError("there is no such folder", code=ExitCode.MISSING_INPUT, path=given)
     if folder.is_dir() and (given or named):
-        weights = open_weights(folder)
-        return BaseShapes(f"the base at {folder}", {name: info.shape for name, info in weights.tensors.items()})
+        return shapes_in(open_weights(folder))
     here = f" (`{named}` is no folder here)" if named else ""
     return BaseShapes(f"the released model as the catalog describes it{here}", shape_of(named or "").parameters())
+
+
+def shapes_in(weights: Weights) -> BaseShapes:
+    """Shapes from the headers of a base."""
+    return BaseShapes(f"the base at {weights.folder}", {name: info.shape for name, info in weights.tensors.items()})
+
+
+def check_fit(adapter: Adapter, weights: Weights) -> None:
+    """Compare what an adapter changes with what there is.
+
+    Raises:
+        StepError: The base lacks a tensor, or has another shape, naming file and tensor (65).
+    """
+    if (misfit := next(misfits(adapter, shapes_in(weights)), None)) is not None:
+        raise misfit
 
 
 def misfits(adapter: Adapter, base: BaseShapes) -> Iterator[StepError]:

@@ -1,4 +1,4 @@
-"""A checkpoint's weights in safetensors, one file or sharded, read and written some rows at a time.
+"""A checkpoint's weights in safetensors, one file or sharded, read some rows at a time.
 
 A safetensors file is the length of a JSON header (8 bytes, little-endian), the header, and the tensors' bytes;
 see https://github.com/huggingface/safetensors#format. The library wants a tensor in memory as a whole, and all of a
@@ -7,22 +7,19 @@ file to write it; the largest of the released model has 1.6 GB in float32. Here 
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from higgsc.contract.outcome import ExitCode, StepError
-from higgsc.train.checkpoints.tensor_file import DTYPES, header_of
+from higgsc.train.checkpoints.tensor_file import DTYPES
 from higgsc.train.model.folder import INDEX_FILE, SINGLE_FILE
 
 BLOCK_VALUES = 2**18
@@ -124,81 +121,6 @@ def open_weights(folder: Path) -> Weights:
     return Weights(folder=folder, tensors=tensors, files=files, index=index)
 
 
-Rows = Callable[[torch.Tensor, int, int], torch.Tensor]
-"""Makes new rows of a tensor's rows, given the first one's number and the number after the last."""
-
-Change = Callable[[TensorInfo], Rows | None]
-"""Asked of each tensor: what makes its new rows; None for a tensor that stays."""
-
-
-def write_file(
-    weights: Weights,
-    file: str,
-    folder: Path,
-    *,
-    dtype: torch.dtype,
-    change: Change,
-    rename: Callable[[str], str] = lambda name: name,
-) -> None:
-    """Write one file of a checkpoint again, block by block.
-
-    What neither changes nor becomes another dtype is copied within the kernel, on file systems that can share
-    blocks without being copied at all.
-
-    Args:
-        weights: The source.
-        file: One of `weights.files`.
-        folder: Where to write; a file of that name is replaced.
-        dtype: Dtype of the floating-point tensors written.
-        change: What to do with a tensor; the rows it returns may be of any floating dtype.
-        rename: A tensor's name in the new file.
-    """
-    # Descending item size keeps every tensor aligned to its item size, as the safetensors library does.
-    infos = sorted(
-        (info for info in weights.tensors.values() if info.file == file),
-        key=lambda info: (-info.stored_as(dtype).itemsize, rename(info.name)),
-    )
-    with safe_open(weights.folder / file, "pt") as opened:
-        metadata = opened.metadata()
-    header = header_of({rename(info.name): (info.shape, info.stored_as(dtype)) for info in infos}, metadata)
-    with (weights.folder / file).open("rb") as source, (folder / file).open("wb", buffering=0) as target:
-        target.write(header)
-        at = len(header)
-        for info in infos:
-            made, stored = change(info), info.stored_as(dtype)
-            size = math.prod(info.shape) * stored.itemsize
-            if made is None and stored == info.dtype:
-                _copy_bytes(source, info.start, target, at, size)
-            else:
-                _write_blocks(weights, info, made, target, at, stored)
-            at += size
-
-
-def _write_blocks(
-    weights: Weights, info: TensorInfo, made: Rows | None, target: BinaryIO, start: int, dtype: torch.dtype
-) -> None:
-    """Write a tensor that changes, its blocks by as many threads as torch has."""
-
-    def write(block: tuple[int, int]) -> None:
-        first, end = block
-        rows = weights.read(info, first, end)
-        result = (rows if made is None else made(rows, first, end)).to(dtype).contiguous()
-        assert result.shape == rows.shape, f"{info.name}: {tuple(result.shape)} for {tuple(rows.shape)}"
-        data, at = result.reshape(-1).view(torch.uint8).numpy().data, start + first * info.row_values * dtype.itemsize
-        while data:
-            written = os.pwrite(target.fileno(), data, at)
-            data, at = data[written:], at + written
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # each of ours works alone: a block is too small to be divided
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(write, info.blocks()):
-                pass
-    finally:
-        torch.set_num_threads(threads)
-
-
 def write_index(weights: Weights, folder: Path, *, dtype: torch.dtype, rename: Callable[[str], str]) -> None:
     """Write the index of a sharded checkpoint again; nothing for one in a single file."""
     if weights.index is None:
@@ -208,22 +130,6 @@ def write_index(weights: Weights, folder: Path, *, dtype: torch.dtype, rename: C
     names = {rename(name): file for name, file in weights.index["weight_map"].items()}
     index = {**weights.index, "metadata": metadata, "weight_map": names}
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _copy_bytes(source: BinaryIO, start: int, target: BinaryIO, at: int, size: int) -> None:
-    """Copy bytes of one file to another without reading them into the process."""
-    end = start + size
-    while start < end:
-        try:
-            copied = os.copy_file_range(source.fileno(), target.fileno(), end - start, start, at)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            target.seek(at)
-            copied = os.sendfile(target.fileno(), source.fileno(), start, end - start)  # between two file systems
-        if copied == 0:
-            raise StepError("the file ends in the middle of a tensor", path=Path(source.name))
-        start, at = start + copied, at + copied
 
 
 def _headers(folder: Path, file: str) -> list[TensorInfo]:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import HiggsAudioV2ForConditionalGeneration  # noqa: E402
 
 import higgsc.deploy.merge.fold as fold  # noqa: E402
+import higgsc.deploy.rewrite as rewrite  # noqa: E402
 import higgsc.deploy.weights as weights_module  # noqa: E402
 from higgsc.catalog.original_names import to_original  # noqa: E402
 from higgsc.contract.outcome import StepError  # noqa: E402
@@ -55,6 +56,29 @@ def test_blocks_of_any_size_give_what_peft_gives(
         else:  # a product with one row is another routine of the library, which adds in another order
             torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-7)
     assert "audio_lm_head.weight" in report.tensors
+
+
+def test_any_number_of_threads_gives_the_same_bytes(
+    sharded_base: Path, make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = make_adapter(modules_to_save=["audio_lm_head"])
+    reached: list[tuple[int, int, str]] = []
+    merge_adapter(sharded_base, adapter, tmp_path / "one", dtype="bf16", progress=lambda *step: reached.append(step))
+    torch.set_num_threads(4)
+    monkeypatch.setattr(rewrite, "COPY_BYTES", 10_000)
+    merge_adapter(sharded_base, adapter, tmp_path / "four", dtype="bf16")
+    assert torch.get_num_threads() == 4, "as it was before"
+    one, four = contents(tmp_path / "one"), contents(tmp_path / "four")
+    for found in (one, four):
+        del found["README.md"]  # is headed by the folder's name
+    assert one == four
+    assert [number for number, _, _ in reached] == list(range(1, 62))
+    # A shard that nothing changes is copied as it is, and there are some of either kind.
+    kept = {path.name for path in sharded_base.glob("model-*.safetensors") if one[path.name] == path.read_bytes()}
+    index = json.loads((sharded_base / "model.safetensors.index.json").read_text())["weight_map"]
+    changed = json.loads((tmp_path / "one" / "merge.json").read_text())["tensors"]
+    assert kept == set(index.values()) - {index[name] for name in changed}
+    assert 0 < len(kept) < len(set(index.values()))
 
 
 @pytest.mark.slow
@@ -120,7 +144,7 @@ def test_what_was_made_from_something_else_is_not_taken_up(
         assert torch.equal(tensor, state(tmp_path / "again")[name])
 
 
-def test_the_first_release_s_layout(base: Path, make_adapter: MakeAdapter, tmp_path: Path) -> None:
+def test_the_original_release_s_layout(base: Path, make_adapter: MakeAdapter, tmp_path: Path) -> None:
     adapter = make_adapter(modules_to_save=["audio_lm_head"])
     merge_adapter(base, adapter, tmp_path / "merged", dtype="bf16")
     merge_adapter(base, adapter, tmp_path / "original", dtype="bf16", layout="original")
@@ -174,13 +198,13 @@ def test_a_file_that_is_cut_while_it_is_copied(
     copy.mkdir()
     for path in base.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    write = fold.write_file
+    write = fold.Rewriter.write
 
-    def cut(*arguments: Any, **options: Any) -> None:
+    def cut(*arguments: Any) -> None:
         os.truncate(copy / "model.safetensors", 5_000_000)
-        write(*arguments, **options)
+        write(*arguments)
 
-    monkeypatch.setattr(fold, "write_file", cut)
+    monkeypatch.setattr(fold.Rewriter, "write", cut)
     with pytest.raises((StepError, Exception), match=r"middle of a tensor|incomplete|invalid|Invalid"):
         merge_adapter(copy, make_adapter(), tmp_path / "merged", dtype="fp32")
     assert {path.name for path in tmp_path.iterdir()} == {"adapter", "base"}

@@ -25,7 +25,7 @@ from higgsc.contract.outcome import ExitCode, StepError  # noqa: E402
 from higgsc.deploy.base import folder_ref, stored_dtype  # noqa: E402
 from higgsc.deploy.generate import Speaker  # noqa: E402
 from higgsc.deploy.merge.fold import merge_adapter  # noqa: E402
-from higgsc.deploy.merge.verify import random_probe  # noqa: E402
+from higgsc.deploy.probe import random_probe  # noqa: E402
 from higgsc.train.model.build import check_trainable, load_base  # noqa: E402
 from higgsc.train.objective.loss import LossModule  # noqa: E402
 from higgsc.train.speech.sampling import Sampling  # noqa: E402
@@ -203,7 +203,7 @@ def test_without_torchao_nothing_is_made(
     monkeypatch.setattr(guard, "import_module", broken)
     with pytest.raises(StepError, match=r"cannot be imported beside torch .*: undefined symbol"):
         merge_adapter(base, adapter, tmp_path / "merged", dtype="bf16", quantize="fp8")
-    with pytest.raises(StepError, match="first release") as raised:
+    with pytest.raises(StepError, match="original release") as raised:
         merge_adapter(base, adapter, tmp_path / "merged", dtype="bf16", quantize="int8", layout="original")
     assert raised.value.code == ExitCode.USAGE
     assert {path.name for path in tmp_path.iterdir()} == {"adapter", "quantized"}

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy as torch_cross_entropy
 from torch.nn.functional import scaled_dot_product_attention
 
+from higgsc.deploy.probe import hidden_states
 from higgsc.train.decoder.attention import segments
 from higgsc.train.decoder.functional import rms_norm, rotary, swiglu
 from higgsc.train.decoder.layer import decode, install
@@ -46,16 +47,7 @@ def adapted(model: Any, **options: Any) -> Any:
 
 
 def stock(causal: Any, batch: PackedBatch) -> Tensor:
-    """Hidden states of a packed row by transformers' own forward pass."""
-    hidden: Tensor = causal.model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        audio_input_ids=batch.audio_input_ids,
-        audio_input_ids_mask=batch.audio_input_ids_mask,
-        attention_mask=None,
-        use_cache=False,
-    ).last_hidden_state[0]
-    return hidden
+    return hidden_states(causal.model, batch)
 
 
 def ours(causal: Any, batch: PackedBatch) -> Tensor:

@@ -13,15 +13,12 @@ from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.deploy.adapted import put_on
 from higgsc.deploy.base import folder_ref, stored_dtype
 from higgsc.deploy.merge.fold import REPORT_FILE as MERGE_FILE
-from higgsc.deploy.merge.source import selected
+from higgsc.deploy.selection import find_checkpoint
 from higgsc.train.checkpoints.checkpoint import (
     MANIFEST,
     Checkpoint,
-    is_checkpoint,
     list_checkpoints,
-    read_checkpoint,
     select_checkpoint,
-    verify_checkpoint,
 )
 from higgsc.train.checkpoints.progress import read_job
 from higgsc.train.model.adapter import CONFIG_FILE
@@ -97,19 +94,11 @@ def find_trained(path: Path, select: str | None) -> Found:
     Raises:
         StepError: There is no such thing (66), the checkpoint is damaged (65), or there is nothing to select (2).
     """
-    if not path.is_dir():
-        raise StepError("no such folder", code=ExitCode.MISSING_INPUT, path=path)
     path = path.resolve()
-    checkpoints = path / "checkpoints"
-    if checkpoints.is_dir() and list_checkpoints(checkpoints):
-        if select is None and (path / "merged" / MERGE_FILE).is_file():
-            return _found(_merged(path / "merged"), path)
-        return _found(_of_checkpoint(selected(checkpoints, select or "best")), path)
-    if select is not None:
-        raise StepError("--select is for runs, which have several checkpoints", code=ExitCode.USAGE, path=path)
-    if is_checkpoint(path):
-        verify_checkpoint(path)
-        return _found(_of_checkpoint(read_checkpoint(path)), path.parent.parent)
+    if select is None and (path / "merged" / MERGE_FILE).is_file() and list_checkpoints(path / "checkpoints"):
+        return _found(_merged(path / "merged"), path)
+    if (checkpoint := find_checkpoint(path, select)) is not None:
+        return _found(_of_checkpoint(checkpoint), checkpoint.path.parent.parent)
     if (path / CONFIG_FILE).is_file():
         return _found(Trained(kind="adapter", folder=path, proof=path / CONFIG_FILE), None)
     if (path / "config.json").is_file():

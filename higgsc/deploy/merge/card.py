@@ -26,7 +26,7 @@ def write_card(folder: Path, facts: Mapping[str, str], *, base: str | None, layo
         "Loads with transformers' `HiggsAudioV2ForConditionalGeneration`; its text head with `use_text_head=True`."
         + (" Its linear weights are quantised: `pip install torchao`." if quantized else "")
         if layout == "transformers"
-        else "Has the names of the first release's code (boson-ai/higgs-audio); transformers cannot load it."
+        else "Has the names of the original release's code (boson-ai/higgs-audio); transformers cannot load it."
     )
     body = f"""# {folder.name.removeprefix(".").removesuffix(".partial")}
 

@@ -17,18 +17,20 @@ import torch
 
 import higgsc
 from higgsc.contract.outcome import ExitCode, StepError
-from higgsc.contract.publish import flush_file, publish_folder
+from higgsc.contract.publish import publish_folder
 from higgsc.contract.receipts import sha256_file
+from higgsc.deploy.fit import check_fit
+from higgsc.deploy.merge.base import check_base
 from higgsc.deploy.merge.card import write_card
-from higgsc.deploy.merge.fit import check_base, check_fit
 from higgsc.deploy.merge.names import Layout, check_layout, names_in, renamed
 from higgsc.deploy.merge.original_config import write_original_config
 from higgsc.deploy.merge.record import Record
-from higgsc.deploy.merge.rows import Fidelity, MergedTensor, exact_rows
+from higgsc.deploy.merge.rows import Fidelity, Tally, exact_rows, stored_rows
 from higgsc.deploy.merge.verify import LogitsCheck, compare_logits
 from higgsc.deploy.quantize.folder import Quantization, put_in_place, quantize_draft
 from higgsc.deploy.quantize.scheme import Scheme
-from higgsc.deploy.weights import TensorInfo, Weights, open_weights, write_file, write_index
+from higgsc.deploy.rewrite import Rewriter, Rows
+from higgsc.deploy.weights import TensorInfo, Weights, open_weights, write_index
 from higgsc.train.model.adapter import Adapter, open_adapter
 from higgsc.train.model.folder import base_folder, copy_companions
 from higgsc.train.model.torchao import check_torchao
@@ -92,7 +94,7 @@ def merge_adapter(
         adapter_dir: Folder of the adapter in PEFT's format.
         out_dir: The folder to write.
         dtype: Dtype of the merged model's floating-point tensors.
-        layout: Whose names and configuration the result has: transformers', or the first release's.
+        layout: Whose names and configuration the result has: transformers', or the original release's.
         quantize: How the linear weights are quantised once the merge has been checked; None leaves them in `dtype`,
             which stays that of everything else.
         store: Speech that is measured on what quantising changes; None for a random sequence.
@@ -109,7 +111,7 @@ def merge_adapter(
     if quantize is not None:
         if layout != "transformers":
             raise StepError(
-                "a quantised model can only have transformers' names: the first release's code cannot load it",
+                "a quantised model can only have transformers' names: the original release's code cannot load it",
                 code=ExitCode.USAGE,
                 help="leave `--layout` or `--quantize` out",
             )
@@ -205,25 +207,35 @@ def write_weights(
     layout: Layout,
     steps: Steps,
 ) -> dict[str, Fidelity]:
-    """Write the files that are not there yet."""
+    """Write the files that are not there yet; each is recorded when it is on disk."""
     found = record.files(folder)
-    for file in weights.files:
-        if file in found:
-            steps.skip(sum(info.file == file for info in weights.tensors.values()))
-            continue
-        tensors: dict[str, MergedTensor] = {}
+    with Rewriter(weights, folder, dtype=dtype, rename=names_in(layout)) as rewriter:
+        for file in weights.files:
+            infos = [info for info in weights.tensors.values() if info.file == file]
+            if file in found:
+                steps.skip(len(infos))
+                continue
+            tallies: dict[str, Tally] = {}
 
-        def change(info: TensorInfo, tensors: dict[str, MergedTensor] = tensors) -> MergedTensor | None:
-            steps.reached(info.name)
-            exact = exact_rows(adapter, info)
-            if exact is None:
-                return None
-            tensors[info.name] = MergedTensor(exact, dtype)
-            return tensors[info.name]
+            def change(info: TensorInfo, tallies: dict[str, Tally] = tallies) -> Rows | None:
+                steps.reached(info.name)
+                exact = exact_rows(adapter, info)
+                if exact is None:
+                    return None
+                tallies[info.name] = Tally()
+                return stored_rows(exact, dtype, tallies[info.name])
 
-        write_file(weights, file, folder, dtype=dtype, change=change, rename=names_in(layout))
-        flush_file(folder / file)
-        found[file] = {name: tensor.fidelity for name, tensor in tensors.items()}
-        record.write(folder, found)
+            def flushed(file: str = file, tallies: dict[str, Tally] = tallies) -> None:
+                found[file] = {name: tally.fidelity for name, tally in tallies.items()}
+                record.write(folder, found)
+
+            if layout == "transformers" and not any(
+                adapter.changes(info.name) or info.stored_as(dtype) != info.dtype for info in infos
+            ):
+                for info in infos:
+                    steps.reached(info.name)
+                rewriter.copy(file, flushed)
+            else:
+                rewriter.write(file, change, flushed)
     write_index(weights, folder, dtype=dtype, rename=names_in(layout))
     return {name: fidelity for of_file in found.values() for name, fidelity in of_file.items()}

@@ -1,4 +1,4 @@
-"""Whose names a merged model's tensors have: transformers', or those of the first release."""
+"""Whose names a merged model's tensors have: transformers', or those of the original release."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_layout(weights: Weights, layout: Layout) -> None:
     if layout == "original":
         for name in weights.tensors:
             if to_original(name) is None:
-                raise StepError(f"tensor {name!r} has no counterpart in the first release", path=weights.folder)
+                raise StepError(f"tensor {name!r} has no counterpart in the original release", path=weights.folder)
 
 
 def names_in(layout: Layout) -> Callable[[str], str]:

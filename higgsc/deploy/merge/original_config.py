@@ -1,4 +1,4 @@
-"""The configuration of a checkpoint for the code of the first release (`boson_multimodal`)."""
+"""The configuration of a checkpoint for the code of the original release (`boson_multimodal`)."""
 
 from __future__ import annotations
 

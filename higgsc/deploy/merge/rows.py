@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from higgsc.deploy.rewrite import Rows
 from higgsc.deploy.weights import TensorInfo
 from higgsc.train.model.adapter import Adapter, LoraLayer, read_tensors
 
@@ -37,37 +38,45 @@ class Fidelity:
     """
 
 
-class MergedTensor:
-    """One tensor on its way through a merge: gives rows to store, and keeps count of what rounding costs."""
+class Tally:
+    """What rounding costs in one tensor, added up while its rows are written, by several threads and in any order."""
 
-    def __init__(self, exact: Exact, dtype: torch.dtype) -> None:
-        """Start with no rows.
-
-        Args:
-            exact: What the adapter makes of rows.
-            dtype: What is stored.
-        """
-        self._exact, self._dtype = exact, dtype
+    def __init__(self) -> None:
         self._squares: dict[int, tuple[float, float, float]] = {}
 
-    def __call__(self, rows: Tensor, first: int, end: int) -> Tensor:
-        """Rows to store, from those of the base; several threads may ask. See `higgsc.deploy.weights.Change`."""
-        original = rows.float()  # once: operations on two dtypes convert behind the scenes, every time
-        exact = self._exact(original, first, end)
-        stored = exact.to(self._dtype, copy=True)
+    def add(self, first: int, original: Tensor, exact: Tensor, stored: Tensor) -> None:
+        """Take the rows from `first` on into account; `exact` is of no use afterwards."""
         rounded = _square(stored.float().sub_(exact)) if stored.dtype != exact.dtype else 0.0
         self._squares[first] = _square(original), _square(exact.sub_(original)), rounded
-        return stored
 
     @property
     def fidelity(self) -> Fidelity:
-        """Of the rows so far, whatever their order was."""
+        """Of the rows so far."""
         blocks = [square for _, square in sorted(self._squares.items())]
         original, changed, rounded = (sum(column) for column in zip(*blocks, strict=True))
         return Fidelity(
             change=math.sqrt(changed) / max(math.sqrt(original), 1e-30),
             rounding=math.sqrt(rounded / changed) if changed else 0.0,
         )
+
+
+def stored_rows(exact: Exact, dtype: torch.dtype, tally: Tally) -> Rows:
+    """Makes rows to store from those of the base.
+
+    Args:
+        exact: What the adapter makes of them.
+        dtype: What is stored.
+        tally: Keeps count.
+    """
+
+    def rows(found: Tensor, first: int, end: int) -> Tensor:
+        original = found.float()  # once: operations on two dtypes convert behind the scenes, every time
+        changed = exact(original, first, end)
+        stored = changed.to(dtype, copy=True)
+        tally.add(first, original, changed, stored)
+        return stored
+
+    return rows
 
 
 def _square(tensor: Tensor) -> float:

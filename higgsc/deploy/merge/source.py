@@ -7,18 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from higgsc.contract.jobs import BestMetric
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.store import STORE_FILE
-from higgsc.train.checkpoints.checkpoint import (
-    VALIDATION_METRIC,
-    Checkpoint,
-    is_checkpoint,
-    list_checkpoints,
-    read_checkpoint,
-    select_checkpoint,
-    verify_checkpoint,
-)
+from higgsc.deploy.selection import find_checkpoint
+from higgsc.train.checkpoints.checkpoint import Checkpoint
 from higgsc.train.checkpoints.progress import read_job, read_progress
 from higgsc.train.model.adapter import CONFIG_FILE
 
@@ -45,16 +37,9 @@ def find_source(path: Path, select: str | None) -> Source:
     Raises:
         StepError: There is no such thing (66), the checkpoint is damaged (65), or there is nothing to select (2).
     """
-    if not path.is_dir():
-        raise StepError("no such folder", code=ExitCode.MISSING_INPUT, path=path)
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    if any(map(is_checkpoint, folder.iterdir())):
-        return of_checkpoint(selected(folder, select or "best"))
-    if select is not None:
-        raise StepError("--select is for runs, which have several checkpoints", code=ExitCode.USAGE, path=path)
-    if is_checkpoint(path.resolve()):
-        verify_checkpoint(path)
-        return of_checkpoint(read_checkpoint(path))
+    checkpoint = find_checkpoint(path, select)
+    if checkpoint is not None:
+        return of_checkpoint(checkpoint)
     if (path / CONFIG_FILE).is_file():
         return Source(path, {})
     raise StepError(
@@ -92,30 +77,3 @@ def _store(checkpoint: Checkpoint, job: Mapping[str, Any]) -> Path | None:
         root = root.parent
     store = root / str(job["store"])
     return store if (store / STORE_FILE).is_file() else None
-
-
-def selected(folder: Path, select: str) -> Checkpoint:
-    """One of a training's checkpoints, with its hashes checked.
-
-    Args:
-        folder: Where they lie, at least one.
-        select: `best`, `last` or `step-N`.
-
-    Raises:
-        StepError: There is no such checkpoint (66), or it is damaged (65).
-    """
-    if select in ("best", "last"):
-        # The figure that its job chose; a checkpoint of an older version may not say.
-        newest = read_job(list_checkpoints(folder)[-1].path)
-        by: BestMetric = newest.get("checkpoint", {}).get("best", VALIDATION_METRIC)
-        return select_checkpoint(folder, "best" if select == "best" else "last", by=by)
-    steps = {checkpoint.path.name: checkpoint for checkpoint in list_checkpoints(folder)}
-    if select not in steps:
-        raise StepError(
-            f"there is no checkpoint `{select}`",
-            code=ExitCode.MISSING_INPUT,
-            path=folder,
-            help=f"there are {', '.join(steps)}; `best` and `last` select one of them",
-        )
-    verify_checkpoint(steps[select].path)
-    return steps[select]

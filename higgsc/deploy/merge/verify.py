@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from higgsc.catalog.codec import CODEBOOK_ENTRIES, CODEBOOKS, FRAMES_PER_SECOND
-from higgsc.data.store import StoredSample
-from higgsc.deploy.merge.streamed import StreamedModel
+from higgsc.deploy.probe import hidden_states, random_probe
+from higgsc.deploy.streamed import StreamedModel
 from higgsc.deploy.weights import Weights
-from higgsc.train.rows.row import PackedBatch, pack
-from higgsc.train.rows.sequence import AudioTokens, build_sequence
+from higgsc.deploy.workers import workers
+from higgsc.train.rows.row import PackedBatch
 
 Logits = tuple[torch.Tensor, torch.Tensor]
 
@@ -79,15 +77,16 @@ def compare_logits(
         dtype: Dtype in which the merged model is stored; gives the tolerance.
         device: Where to compute.
     """
-    streamed = StreamedModel(base, config, device=device)
-    probe = random_probe(streamed.model.config).to(device)
-    alone = _logits(streamed.model, probe)
-    streamed.add_adapter(adapter)
-    adapted = _logits(streamed.model, probe)
-    with streamed.merged_by_peft(dtype):
-        rounded = _logits(streamed.model, probe)
-    del streamed
-    result = _logits(StreamedModel(merged, config, device=device).model, probe)
+    with workers() as pool:
+        streamed = StreamedModel(base, config, device=device, pool=pool)
+        probe = random_probe(streamed.model.config).to(device)
+        alone = _logits(streamed.model, probe)
+        streamed.add_adapter(adapter)
+        adapted = _logits(streamed.model, probe)
+        with streamed.merged_by_peft(dtype):
+            rounded = _logits(streamed.model, probe)
+        del streamed
+        result = _logits(StreamedModel(merged, config, device=device, pool=pool).model, probe)
     return LogitsCheck(
         max_difference=_distance(result, adapted),
         max_difference_to_peft=_distance(result, rounded),
@@ -105,28 +104,5 @@ def _distance(some: Logits, others: Logits) -> float:
 def _logits(model: Any, probe: PackedBatch) -> Logits:
     """Logits on the CPU: of the audio head at every position, `[L, 8 * 1026]`; of the text head, whose vocabulary is
     large, at every eighth, `[L / 8, V]`."""
-    hidden = model.model(
-        input_ids=probe.input_ids,
-        position_ids=probe.position_ids,
-        audio_input_ids=probe.audio_input_ids,
-        audio_input_ids_mask=probe.audio_input_ids_mask,
-        use_cache=False,
-    ).last_hidden_state[0]
+    hidden = hidden_states(model.model, probe)
     return model.audio_lm_head(hidden).cpu(), model.text_lm_head(hidden[::8]).cpu()
-
-
-def random_probe(config: Any) -> PackedBatch:
-    """A sequence in the training layout: random text below the special ids, random codes, a second of each clip."""
-    random = np.random.default_rng(0)
-    first_special = min(config.audio_token_id, config.audio_delay_token_id, config.audio_bos_token_id)
-
-    def text(length: int) -> Any:
-        return random.integers(0, first_special, length)
-
-    def codes() -> Any:
-        return random.integers(0, CODEBOOK_ENTRIES, (FRAMES_PER_SECOND, CODEBOOKS)).astype(np.uint16)
-
-    sample = StoredSample(
-        prefix=text(24), middle=text(24), suffix=text(2), reference=codes(), target=codes(), id="probe", speaker=""
-    )
-    return pack([build_sequence(sample, AudioTokens.of(config))])

@@ -13,9 +13,10 @@ from torch.nn.functional import cross_entropy
 
 from higgsc.data.delay import IGNORE
 from higgsc.data.store import Store
-from higgsc.deploy.merge.streamed import StreamedModel
-from higgsc.deploy.merge.verify import random_probe
+from higgsc.deploy.probe import hidden_states, random_probe
+from higgsc.deploy.streamed import StreamedModel
 from higgsc.deploy.weights import Weights
+from higgsc.deploy.workers import workers
 from higgsc.train.rows.row import PackedBatch, pack
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
 
@@ -66,12 +67,13 @@ def difference(
     Raises:
         StepError: The store cannot be read (65 or 66).
     """
-    streamed = StreamedModel(before, config, device=device)
-    batch, measured_on = _sequences(streamed.model.config, store)
-    batch = batch.to(device)
-    exact = _figures(streamed.model, batch)
-    del streamed
-    quantized = _figures(StreamedModel(after, config, device=device).model, batch)
+    with workers() as pool:
+        streamed = StreamedModel(before, config, device=device, pool=pool)
+        batch, measured_on = _sequences(streamed.model.config, store)
+        batch = batch.to(device)
+        exact = _figures(streamed.model, batch)
+        del streamed
+        quantized = _figures(StreamedModel(after, config, device=device, pool=pool).model, batch)
     labelled = batch.audio_labels.cpu() != IGNORE
     return Difference(
         measured_on=measured_on,
@@ -97,18 +99,8 @@ def _sequences(config: Any, store: Path | None) -> tuple[PackedBatch, str]:
 
 @torch.inference_mode()
 def _figures(model: Any, batch: PackedBatch) -> tuple[float, float, Tensor]:
-    """Audio loss, text loss, and the likeliest codes `[P, 8]`, by transformers' own forward pass.
-
-    No mask and no cache: either one would switch off the block-diagonal mask that it makes of position ids that start
-    over.
-    """
-    hidden = model.model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        audio_input_ids=batch.audio_input_ids,
-        audio_input_ids_mask=batch.audio_input_ids_mask,
-        use_cache=False,
-    ).last_hidden_state[0]
+    """Audio loss, text loss, and the likeliest codes `[P, 8]`, by transformers' own forward pass."""
+    hidden = hidden_states(model.model, batch)
     labels = batch.audio_labels
     logits = model.audio_lm_head(hidden[batch.audio_positions]).reshape(*labels.shape, -1)
     audio = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)

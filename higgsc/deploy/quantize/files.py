@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from higgsc.deploy.quantize.scheme import (
     parts_of,
     quantize_rows,
 )
+from higgsc.deploy.rewrite import bytes_of, write_at
 from higgsc.deploy.weights import TensorInfo, Weights, open_weights
 from higgsc.train.checkpoints.tensor_file import header_of
 from higgsc.train.model.folder import INDEX_FILE
@@ -131,12 +131,9 @@ def _write_file(
     with (folder / file).open("wb", buffering=0) as target:
 
         def write(rows: Tensor, at: int) -> None:
-            data = rows.contiguous().reshape(-1).view(torch.uint8).numpy().data
-            while data:
-                written = os.pwrite(target.fileno(), data, at)
-                data, at = data[written:], at + written
+            write_at(target.fileno(), bytes_of(rows), at)
 
-        write(torch.frombuffer(bytearray(header), dtype=torch.uint8), 0)
+        write_at(target.fileno(), memoryview(header), 0)
         for info in infos:
             reached(info.name)
             norm = error = 0.0

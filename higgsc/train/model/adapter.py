@@ -83,6 +83,10 @@ class Adapter:
     def weights_path(self) -> Path:
         return self.folder / WEIGHTS_FILE
 
+    def changes(self, name: str) -> bool:
+        """Whether it changes a weight of the base."""
+        return name in self.layers or name in self.full
+
 
 def open_adapter(folder: Path) -> Adapter:
     """Read an adapter's configuration and the shapes of its tensors.

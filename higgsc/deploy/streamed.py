@@ -1,16 +1,19 @@
 """A model whose weights stay on disk: every layer reads its own when it is called, some rows at a time.
 
 The classes are transformers' and PEFT's, so that what they compute is theirs: only where a linear layer or an
-embedding would look at its weight, it is handed a block of rows, and the outputs are put together. All is computed in
-float32, whatever the files hold.
+embedding would look at its weight, it is handed a block of rows, and the outputs are put together. The blocks of a
+layer are computed side by side. All is computed in float32, whatever the files hold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from threading import local
 from typing import Any
 
 import torch
@@ -41,15 +44,16 @@ def empty_model(config: Mapping[str, Any]) -> Any:
 class StreamedModel:
     """A checkpoint's model without its weights in memory, perhaps with an adapter, which is."""
 
-    def __init__(self, weights: Weights, config: Mapping[str, Any], *, device: torch.device) -> None:
+    def __init__(self, weights: Weights, config: Mapping[str, Any], *, device: torch.device, pool: Executor) -> None:
         """Put the model together.
 
         Args:
-            weights: Every parameter is among them; see `higgsc.deploy.merge.fit.check_base`.
+            weights: Every parameter is among them; see `higgsc.deploy.merge.base.check_base`.
             config: Content of its `config.json`.
             device: Where to compute.
+            pool: Its threads compute the blocks; see `higgsc.deploy.workers.workers`.
         """
-        self._weights, self._device = weights, device
+        self._weights, self._device, self._pool = weights, device, pool
         self._rounded: torch.dtype | None = None
         self.model = empty_model(config).eval()
         """The `HiggsAudioV2ForConditionalGeneration`."""
@@ -67,6 +71,10 @@ class StreamedModel:
             elif isinstance(module, nn.Linear):
                 _set_forward(module, partial(self._project, weights.tensors[f"{name}.weight"]))
         self.model.to(device)
+
+    def __deepcopy__(self, memo: object) -> StreamedModel:
+        """The layers refer to this; a copy of one, such as PEFT makes, still reads the same files."""
+        return self
 
     def add_adapter(self, adapter: Path) -> None:
         """Put PEFT's own layers on the model; the base's matrices still stay on disk.
@@ -129,28 +137,39 @@ class StreamedModel:
         return torch.cat([self._read(info, row, row + 1) for row in asked.tolist()])[place]
 
     def _project(self, info: TensorInfo, x: Tensor) -> Tensor:
-        return torch.cat([functional.linear(x, self._read(info, *block)) for block in info.blocks()], dim=-1)
+        return self._joined(info, lambda first, end: functional.linear(x, self._read(info, first, end)))
 
     def _in_blocks(self, layer: Any, info: TensorInfo, forward: Callable[[Any, Tensor], Tensor], x: Tensor) -> Tensor:
         """A layer of PEFT as if it had only some of its outputs, again and again."""
-        base, up = layer.base_layer, layer.lora_B[_ADAPTER]
-        magnitude: Any = dict(layer.lora_magnitude_vector.items()).get(_ADAPTER)
-        kept: Any = base.weight, base.forward, up.weight, None if magnitude is None else magnitude.weight
-        parts = []
-        try:
-            base.forward = partial(nn.Linear.forward, base)
-            for first, end in info.blocks():
-                rows = self._weights.read(info, first, end).to(self._device, torch.float32)
-                base.weight = nn.Parameter(rows, requires_grad=False)
-                up.weight = nn.Parameter(kept[2][first:end], requires_grad=False)
-                if magnitude is not None:
-                    magnitude.weight = nn.Parameter(kept[3][first:end], requires_grad=False)
-                parts.append(forward(layer, x))
-        finally:
-            base.weight, base.forward, up.weight = kept[:3]
-            if magnitude is not None:
-                magnitude.weight = kept[3]
-        return torch.cat(parts, dim=-1)
+
+        copies = local()  # of each thread one: the weights that PEFT's code finds in it come and go
+
+        def block(first: int, end: int) -> Tensor:
+            if not hasattr(copies, "layer"):
+                copies.layer = _copy(layer)
+            own = copies.layer
+            rows = self._weights.read(info, first, end).to(self._device, torch.float32)
+            own.base_layer.weight = nn.Parameter(rows, requires_grad=False)
+            _set_forward(own.base_layer, partial(nn.Linear.forward, own.base_layer))
+            for name in ("lora_B", "lora_magnitude_vector"):
+                for key, whole in getattr(layer, name).items():
+                    if key == _ADAPTER:
+                        getattr(own, name)[key].weight = nn.Parameter(whole.weight[first:end], requires_grad=False)
+            return forward(own, x)
+
+        return self._joined(info, block)
+
+    def _joined(self, info: TensorInfo, block: Callable[[int, int], Tensor]) -> Tensor:
+        @torch.inference_mode()
+        def one(rows: tuple[int, int]) -> Tensor:
+            return block(*rows)
+
+        return torch.cat(list(self._pool.map(one, info.blocks())), dim=-1)
+
+
+def _copy(layer: Any) -> Any:
+    """A copy of a layer that shares its tensors."""
+    return deepcopy(layer, {id(parameter): parameter for parameter in layer.parameters()})
 
 
 def _set_forward(module: Any, forward: Callable[..., Tensor]) -> None:

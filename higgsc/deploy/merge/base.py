@@ -1,4 +1,4 @@
-"""Whether an adapter belongs to a base: names and shapes, before anything is written."""
+"""Whether a base can be merged into: its configuration and its weights, before anything is written."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import json
 from typing import Any
 
 from higgsc.contract.outcome import ExitCode, StepError
-from higgsc.deploy.fit import BaseShapes, misfits
-from higgsc.deploy.merge.streamed import empty_model
+from higgsc.deploy.streamed import empty_model
 from higgsc.deploy.weights import Weights
-from higgsc.train.model.adapter import Adapter
 from higgsc.train.model.build import check_model_type
 
 
@@ -46,14 +44,3 @@ def check_base(weights: Weights) -> dict[str, Any]:
                 help="it must hold every weight of transformers' HiggsAudioV2ForConditionalGeneration, text head too",
             )
     return config
-
-
-def check_fit(adapter: Adapter, weights: Weights) -> None:
-    """Compare what an adapter changes with what there is.
-
-    Raises:
-        StepError: The base lacks a tensor, or has another shape, naming file and tensor (65).
-    """
-    shapes = {name: info.shape for name, info in weights.tensors.items()}
-    if (misfit := next(misfits(adapter, BaseShapes(f"the base at {weights.folder}", shapes)), None)) is not None:
-        raise misfit
