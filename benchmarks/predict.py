@@ -1,6 +1,6 @@
 """What the compiler predicts of a training, memory and time, beside what the trainer then takes.
 
-    python benchmarks/predict.py [--device cpu|cuda] [--steps 3] [--threads 2] [--clock wall|cpu]
+    python benchmarks/predict.py [--device cpu|cuda] [--steps 2] [--threads 2] [--clock wall|cpu]
 
 Every case is a training by the train step itself on random weights and samples of equal length: on a GPU with the
 released model's shape in bfloat16, on a CPU with small shapes in float32. `training/memory.py` says what the measured
@@ -90,6 +90,8 @@ def cases(shape: str) -> list[Case]:
             Case(name="24, selective", shape=SHAPES["3B"], seconds=10, samples=24, checkpointing="selective"),
             Case(name="24, full", shape=SHAPES["3B"], seconds=10, samples=24, checkpointing="full"),
         ]
+    if shape == "tiny":
+        return [Case(name="4 samples", shape=SHAPES["tiny"], seconds=5, samples=4)]
     return [
         Case(name="4 samples", shape=SMALL, seconds=5, samples=4),
         Case(name="1 long sample", shape=SMALL, seconds=20, samples=1),
@@ -109,10 +111,11 @@ def main() -> None:
     choose(arguments.clock)
     transformers.logging.set_verbosity_error()
     device = torch.device(arguments.device)
-    chosen = cases("3B" if device.type == "cuda" else "small")[: arguments.cases]
+    chosen = cases(arguments.shape or ("3B" if device.type == "cuda" else "small"))
     found = []
     for case in chosen:
-        found.append(_compared(case, device, arguments.steps))
+        # All others rest on the first one's time.
+        found.append(_compared(case, device, arguments.steps * (1 if found else 2)))
         print(f"{case.name}: {found[-1]['measured_seconds']:.3f} s", file=sys.stderr, flush=True)
     share = found[0]["operations"] / found[0]["matmul_rate"] / found[0]["measured_seconds"]
     for row in found:
@@ -217,8 +220,10 @@ def _table(figures: dict[str, Any]) -> Iterator[str]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--steps", type=int, default=3, help="timed ones, behind the first two")
-    parser.add_argument("--cases", type=int, default=None, help="so many of them, the first ones")
+    parser.add_argument(
+        "--steps", type=int, default=2, help="timed ones, behind the first two; twice as many in the first case"
+    )
+    parser.add_argument("--shape", choices=tuple(SHAPES), help="3B on a GPU and small ones on a CPU if not given")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a busy machine, with --threads 1")
     add_results(parser)

@@ -1,6 +1,6 @@
 """What a rank costs as ranks grow: processor time, wall-clock time and what it says to others; measured, then computed.
 
-    python benchmarks/scale.py [--device cpu|cuda] [--ranks 1,2,4] [--steps 4] [--samples 2]
+    python benchmarks/scale.py [--device cpu|cuda] [--ranks 1,2,4] [--steps 3] [--samples 2]
 
 Measured: every rank trains on as many samples a step, all of one length, whatever the number of ranks. `higgsc` with
 whole copies of the base and with shards, and the peer, transformers' `Trainer` with PEFT under torchrun's environment,
@@ -268,9 +268,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--shape", choices=tuple(SHAPES), help="3B on GPUs and small on a CPU if not given")
     parser.add_argument("--ranks", default="1,2,4", help="numbers of ranks")
-    parser.add_argument("--steps", type=int, default=4, help="timed ones")
+    parser.add_argument("--steps", type=int, default=3, help="timed ones")
     parser.add_argument("--samples", type=int, default=2, help="of a step and rank")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a reference, and of a target")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a reference, and of a target")
     parser.add_argument("--threads", type=int, default=1, help="of a rank")
     add_results(parser)
     return parser.parse_args()

@@ -47,7 +47,7 @@ def test_the_counter_of_memory_counts_what_is_alive_in_the_step(monkeypatch: pyt
 
 @pytest.mark.slow
 def test_predicted_memory_is_measured(tmp_path: Path) -> None:
-    figures, table = benchmark("predict", tmp_path, "--cases", "1", "--steps", "1", "--clock", "cpu")
+    figures, table = benchmark("predict", tmp_path, "--shape", "tiny", "--steps", "1", "--clock", "cpu")
     (case,) = figures["cases"]
     assert case["predicted_bytes"] == pytest.approx(case["measured_bytes"], rel=0.05)
     assert case["predicted_seconds"] == pytest.approx(case["measured_seconds"])  # fitted to
@@ -68,8 +68,10 @@ def test_what_ranks_say_is_what_is_computed(tmp_path: Path) -> None:
         # gloo scatters by an all-reduce; and there is what TCP connections say beside.
         assert row["computed_on_wires"] <= row["received"] < 1.1 * row["computed_on_wires"] + 1000, way
     assert max(rows["higgsc"]["handed"]["allreduce"]) == sum(rows["higgsc"]["computed_volume"].values())
-    gradients = sum(size for size in rows["Trainer, DDP"]["handed"]["allreduce"] if size > 8)
-    assert gradients == rows["higgsc"]["computed_volume"]["allreduce"]
+    # The peer says the same gradients, and a little of its own.
+    assert sum(rows["Trainer, DDP"]["handed"]["allreduce"]) == pytest.approx(
+        rows["higgsc"]["computed_volume"]["allreduce"], rel=0.01
+    )
     assert not any(row["handed"] for way, row in rows.items() if way.endswith("apart"))
     assert all(row["cpu_seconds"] > 0 for row in rows.values())
 
