@@ -240,6 +240,10 @@ def _computed_table(computed: dict[str, Any]) -> Iterator[str]:
     yield f"a GPU makes {plan} tokens/s ({UTILISATION:.0%} of its peak, as higgsc plan assumes), or {target} (the aim)"
     yield "no overlap of the gradients' all-reduce, all of it of the shards' gathers, rings, no stragglers"
     yield from computed["networks"]
+    for mesh in ("whole copies", "8 shards"):
+        handed = next(row["handed"] for row in reversed(computed["rows"]) if row["mesh"] == mesh)
+        said = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in handed.items())
+        yield f"a GPU and step hands over, {mesh}: {said}"
     yield ""
     yield "share of the time that a GPU by itself would take for its work (100 %: nothing is lost to the others)"
     columns = [(network.name, tokens) for network in NETWORKS for tokens in (plan, target)]
