@@ -274,7 +274,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--ranks", default="1,2,4", help="numbers of ranks")
     parser.add_argument("--steps", type=int, default=3, help="timed ones")
     parser.add_argument("--samples", type=int, default=2, help="of a step and rank")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a reference, and of a target")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a reference, and of a target")
     parser.add_argument("--threads", type=int, default=1, help="of a rank")
     add_results(parser)
     return parser.parse_args()
