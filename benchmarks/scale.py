@@ -99,7 +99,7 @@ def _measured(
         each = [json.loads((folder / f"{way['name']}-{rank}.json").read_text("utf-8")) for rank in range(ranks)]
 
         def middle(figure: str, each: list[dict[str, Any]] = each) -> float:
-            return statistics.mean(statistics.median(one[figure]) for one in each)
+            return float(statistics.mean(statistics.median(one[figure]) for one in each))
 
         found.append(
             {

@@ -54,12 +54,12 @@ class Meter:
             torch.cuda.synchronize()
         self._marks.append((time.process_time(), time.perf_counter(), received()))
         if step == COUNTED:
-            self._collectives.__enter__()
+            self._collectives.__enter__()  # type: ignore[no-untyped-call]
 
     def end(self, step: int) -> None:
         """A step ends."""
         if step == COUNTED:
-            self._collectives.__exit__(None, None, None)
+            self._collectives.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def figures(self) -> dict[str, Any]:
         """The timed steps, in order, and what the counted one handed to collectives."""

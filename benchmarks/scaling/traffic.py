@@ -17,7 +17,7 @@ _RECEIVED = 128
 """Where `tcpi_bytes_received` is in Linux's `struct tcp_info` (include/uapi/linux/tcp.h)."""
 
 
-class Collectives(TorchDispatchMode):
+class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the collectives that are called while it is entered, and their bytes, by name.
 
     The bytes of a collective are those of its larger side: of an all-reduce the tensor, of an all-gather what comes
@@ -26,7 +26,7 @@ class Collectives(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: dict[str, list[int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -46,7 +46,11 @@ class Peak:
         assert results.kineto_results is not None
         events = results.kineto_results.events()
         (begin,) = (event.start_ns() for event in events if event.name() == MARK)
-        changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+        changes = sorted(
+            (event.start_ns(), event.nbytes())  # type: ignore[attr-defined]  # not in torch's stub
+            for event in events
+            if event.name() == "[memory]"
+        )
         in_use = highest = 0
         for when, change in changes:
             in_use += change
