@@ -171,7 +171,12 @@ def _compared(case: Case, device: torch.device, steps: int) -> dict[str, Any]:
 
         train(folder / "train.json", case.shape, watch)
     rates.append(matmul_rate(device, case.shape))
-    per_token = flops_per_token(setup, keys=sample.tokens / 2, audio_share=sample.audio_rows / sample.tokens)
+    per_token = flops_per_token(
+        setup,
+        keys=sample.tokens / 2,
+        audio_share=sample.audio_rows / sample.tokens,
+        labelled=sample.labelled_rows / sample.tokens,
+    )
     gpu = gpu_by_driver_name(torch.cuda.get_device_name()) if device.type == "cuda" else None
     planned = None if gpu is None else speed(setup, case.seconds, case.samples, gpu, steps=None).step_seconds
     return {
