@@ -35,6 +35,8 @@ bench: $(VENV)/installed .venv-torchx/installed
 	$(BIN)/python benchmarks/merge.py
 	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/predict.py
+	$(BIN)/python benchmarks/scale.py
 
 # The tests run shellcheck on every script that is emitted, ask a real language server about the schema, and hand
 # steps to the real TorchX, which pins an old urllib3 and so has an environment of its own.

@@ -11,39 +11,33 @@ described in `training/stock.py`. Writes `benchmarks/results/train_step.json`.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import resource
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import torch
 import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from training import ours, stock
-from training.clock import CLOCKS, choose, now
+from training.clock import CLOCKS, WORDS, choose
+from training.rate import matmul_rate
+from training.rows import StoredRows
 from training.samples import SHAPES, Shape, samples
-from training.shared import share
+from training.written import about, add_results, write
 
 from higgsc.catalog.adapter import AdapterShape
 from higgsc.catalog.arithmetic import flops_per_token
-from higgsc.catalog.codec import EXTRA_ROWS_PER_CLIP
-from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape
 from higgsc.catalog.setup import Setup
 from higgsc.train.rows.row import pack
 from higgsc.train.rows.sequence import AudioTokens, Sequence, build_sequence
 
-RESULTS = Path(__file__).resolve().parent / "results" / "train_step.json"
 LEARNING_RATE = 2e-4
 DOCUMENTS_BATCH, BATCH = 4, 8
 
@@ -67,50 +61,52 @@ def main() -> None:
         for name, (batches, train) in ways.items():
             seconds, losses[name] = train([batches[0], *batches])
             speeds[name].append(_tokens(batches) / sum(seconds[1:]))
-            rates.append(_matmul_rate(device, shape))
+            rates.append(matmul_rate(device, shape))
             print(f"{name:40} {speeds[name][-1]:8.0f} tokens/s   {rates[-1] / 1e9:6.0f} GFLOP/s", file=sys.stderr)
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     rate = statistics.median(rates)
     share_of_rate = medians["higgsc"] * _flops(shape, ways["higgsc"][0]) / rate
-    worst = _parity(device, arguments.parity) if arguments.parity else None
-    figures = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "benchmarks/train_step.py", *sys.argv[1:]]),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__},
-        "hardware": _hardware(device, arguments.threads),
+    parity = _parity(device, shape, arguments.parity) if arguments.parity else None
+    figures = about(arguments, device) | {
         "shape": arguments.shape,
         "clock": arguments.clock,
         "tokens_per_second": speeds,
         "matmul_rate": rates,
         "share_of_matmul_rate": share_of_rate,
         "loss": losses,
-        "largest_relative_loss_difference": worst,
+        "parity": parity,
         "peak_memory_of_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-    RESULTS.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
-    _print(figures, ways, medians, arguments.parity)
+    write(arguments, "train_step", figures, "\n".join(_table(figures, ways, medians)))
 
 
-def _print(figures: dict[str, Any], ways: Ways, medians: dict[str, float], parity: int) -> None:
-    print(f"# {figures['date'][:10]}, {figures['hardware']}\n# {figures['command']}")
-    print("# " + ", ".join(f"{name} {version}" for name, version in figures["versions"].items()))
+def _table(figures: dict[str, Any], ways: Ways, medians: dict[str, float]) -> Iterator[str]:
+    yield f"# {figures['date'][:10]}, {figures['hardware']}, load {figures['load']:.1f}"
+    yield f"# {figures['command']}"
+    yield "# " + ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
     lengths = [len(sequence.input_ids) for batch in ways["stock"][0] for sequence in batch]
-    print(f"shape {figures['shape']}, {len(lengths)} samples of {np.mean(lengths):.0f} tokens\n")
-    print(f"{'way':40} {'tokens/s':>9} {'min':>7} {'max':>7} {'/ stock':>8} {'/ documents':>12}")
+    clock = WORDS[figures["clock"]]
+    yield f"shape {figures['shape']}, {len(lengths)} samples of {np.mean(lengths):.0f} tokens, {clock}"
+    yield ""
+    yield f"{'way':40} {'tokens/s':>9} {'min':>7} {'max':>7} {'/ stock':>8} {'/ documents':>12}"
     for name, median in medians.items():
         values = figures["tokens_per_second"][name]
         peers = ("stock, shared reference" if "shared" in name else "stock", "documents")
         ratios = "".join(f"{median / medians[peer]:{width}.2f}" for peer, width in zip(peers, (9, 13), strict=True))
-        print(f"{name:40} {median:9.0f} {min(values):7.0f} {max(values):7.0f}{ratios}")
-    print(f"\nmatmul rate {statistics.median(figures['matmul_rate']) / 1e9:.0f} GFLOP/s,", end=" ")
-    print(f"of which higgsc reaches {figures['share_of_matmul_rate']:.0%}")
-    if parity:
-        print(f"loss over {parity} steps, stock and higgsc: largest relative difference", end=" ")
-        print(f"{figures['largest_relative_loss_difference']:.1e}")
-    print(f"documents ratio: {medians['higgsc'] / medians['documents']:.2f}")
+        yield f"{name:40} {median:9.0f} {min(values):7.0f} {max(values):7.0f}{ratios}"
+    yield ""
+    rate = statistics.median(figures["matmul_rate"]) / 1e9
+    yield f"matmul rate {rate:.0f} GFLOP/s, of which higgsc reaches {figures['share_of_matmul_rate']:.0%}"
+    if (parity := figures["parity"]) is not None:
+        losses, difference = parity["losses"]["stock"], parity["largest_relative_difference"]
+        yield (
+            f"loss over {parity['steps']} steps in float32, from {losses[0]:.1f} to {losses[-1]:.1f}; "
+            f"stock and higgsc: largest relative difference {difference:.1e}"
+        )
+    yield f"documents ratio: {medians['higgsc'] / medians['documents']:.2f}"
     name = "higgsc, shared reference"
-    print(f"shared reference, stock ratio: {medians[name] / medians['stock, shared reference']:.2f}")
-    print(f"best stock ratio: {medians['higgsc'] / medians['stock']:.2f}")
+    yield f"shared reference, stock ratio: {medians[name] / medians['stock, shared reference']:.2f}"
+    yield f"best stock ratio: {medians['higgsc'] / medians['stock']:.2f}"
 
 
 def _ways(shape: Shape, device: torch.device, steps: int, *, ablation: bool) -> Ways:
@@ -138,12 +134,10 @@ def _ways(shape: Shape, device: torch.device, steps: int, *, ablation: bool) -> 
     # Samples of like length together, the longest first, the others' order random, as `group_by_length` has it.
     grouped = _batches(sorted(sequences, key=lambda sequence: len(sequence.input_ids)), BATCH)
     grouped = [grouped[index] for index in [steps - 1, *np.random.default_rng(0).permutation(steps - 1)]]
+    rows = StoredRows(made, sequences, tokens)
     made = samples(shape, BATCH * steps, per_reference=BATCH, seed=1)
     sharing = [build_sequence(sample, tokens) for sample in made]
-    prefixes = {
-        id(sequence): len(sample.prefix) + len(sample.reference) + EXTRA_ROWS_PER_CLIP
-        for sample, sequence in zip(made, sharing, strict=True)
-    }
+    shared_rows = StoredRows(made, sharing, tokens)
     ways: Ways = {
         "documents": (_batches(sequences, DOCUMENTS_BATCH), peer(checkpointing=True)),
         "stock": (grouped, peer(checkpointing=False)),
@@ -153,9 +147,9 @@ def _ways(shape: Shape, device: torch.device, steps: int, *, ablation: bool) -> 
         ways[f"packed, {names[count - 1]}" if count else "packed"] = (grouped, own(without=frozenset(names[count:])))
         del name
     ways |= {
-        "higgsc": (grouped, own()),
+        "higgsc": (grouped, own(rows)),
         "stock, shared reference": (_batches(sharing, BATCH), peer(checkpointing=False)),
-        "higgsc, shared reference": (_batches(sharing, BATCH), own(lambda b: share(b, prefixes[id(b[0])]))),
+        "higgsc, shared reference": (_batches(sharing, BATCH), own(shared_rows)),
     }
     return ways
 
@@ -173,42 +167,28 @@ def _flops(shape: Shape, batches: Batches) -> float:
     lengths = np.array([len(sequence.input_ids) for batch in batches for sequence in batch])
     audio = sum(int(sequence.is_audio.sum()) for batch in batches for sequence in batch)
     labelled = sum(len(sequence.audio_positions) for batch in batches for sequence in batch) / lengths.sum()
-    catalog = HiggsAudioV2Shape(
-        hidden_size=shape.hidden, intermediate_size=shape.inner, layers=shape.layers, attention_heads=shape.heads,
-        key_value_heads=shape.key_value_heads, head_dim=shape.head_dim, vocab_size=shape.vocabulary, codebooks=8,
-        codebook_size=shape.codebook,
-    )  # fmt: skip
     setup = Setup(
-        shape=catalog, precision="fp32", lora=AdapterShape(targets=tuple(stock.TARGETS), rank=shape.rank),
+        shape=shape.catalog, precision="fp32", lora=AdapterShape(targets=tuple(stock.TARGETS), rank=shape.rank),
         replicate=1, shard=1, accumulation=1,
     )  # fmt: skip
     keys = float((lengths**2).sum() / lengths.sum() / 2)
     return flops_per_token(setup, keys=keys, audio_share=audio / lengths.sum(), labelled=labelled)
 
 
-def _matmul_rate(device: torch.device, shape: Shape) -> float:
-    """FLOP/s of the model's own largest product, `[4096, inner] x [inner, hidden]`, in its number format."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    x = torch.randn(4096, shape.inner, device=device, dtype=dtype)
-    weight = torch.randn(shape.inner, shape.hidden, device=device, dtype=dtype)
-    best = 0.0
-    for _ in range(8):
-        start = now(device)
-        x @ weight
-        best = max(best, 2 * x.numel() * shape.hidden / (now(device) - start))
-    return best
+def _parity(device: torch.device, shape: Shape, steps: int) -> dict[str, Any]:
+    """The losses of stock and higgsc over that many steps in float32 on codes that can be learned.
 
-
-def _parity(device: torch.device, steps: int) -> float:
-    """Largest relative difference between the losses of stock and higgsc over that many steps of a narrow model."""
-    shape = SHAPES["narrow"]
+    Samples are short, two a step, and the learning rate is ten times as high, so that the loss comes a long way.
+    """
     tokens = AudioTokens.of(shape.config())
-    batches = _batches([build_sequence(sample, tokens) for sample in samples(shape, 2 * steps, seed=2)], 2)
-    losses = []
-    for train in (_trained_by_stock, _trained_by_ours):
+    made = samples(shape, 2 * steps, median=1, learnable=True, seed=2)
+    batches = _batches([build_sequence(sample, tokens) for sample in made], 2)
+    losses = {}
+    for name, train in (("stock", _trained_by_stock), ("higgsc", _trained_by_ours)):
         model = stock.adapted(shape.model(device=device, dtype=torch.float32), shape.rank)
-        losses.append(np.array(train(model, batches)))
-    return float(np.max(np.abs(losses[0] / losses[1] - 1)))
+        losses[name] = train(model, batches)
+    differences = np.abs(np.array(losses["stock"]) / np.array(losses["higgsc"]) - 1)
+    return {"steps": steps, "losses": losses, "largest_relative_difference": float(differences.max())}
 
 
 def _trained_by_stock(model: Any, batches: Batches) -> list[float]:
@@ -221,16 +201,9 @@ def _trained_by_ours(model: Any, batches: Batches) -> list[float]:
     return ours.train(model, batches, pack, learning_rate=10 * LEARNING_RATE, bf16=False)[1]
 
 
-def _hardware(device: torch.device, threads: int) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    return f"{model.partition(': ')[2] or platform.processor()}, {os.cpu_count()} cores, {threads} threads"
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--shape", choices=("small", "3B"), default="small")
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="small")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2, help="of 8 samples")
@@ -238,6 +211,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--no-ablation", action="store_true", help="leave the techniques one by one out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a busy machine, with --threads 1")
+    add_results(parser)
     return parser.parse_args()
 
 

@@ -8,6 +8,7 @@ import torch
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """`cpu`: seconds of processor time, of all threads. For a machine that others use as well, with one thread."""
+WORDS = {"wall": "wall-clock time", "cpu": "processor time, of all threads"}
 _chosen = ["wall"]
 
 

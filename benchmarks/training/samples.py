@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
+from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape
+from higgsc.catalog.setup import Sample
 from higgsc.data.store import StoredSample
 
 TEXT_TOKENS_PER_SECOND = 8
@@ -26,6 +28,15 @@ class Shape:
     vocabulary: int
     codebook: int
     rank: int
+
+    @property
+    def catalog(self) -> HiggsAudioV2Shape:
+        """The same sizes as the compiler's catalog has them."""
+        return HiggsAudioV2Shape(
+            hidden_size=self.hidden, intermediate_size=self.inner, layers=self.layers, attention_heads=self.heads,
+            key_value_heads=self.key_value_heads, head_dim=self.head_dim, vocab_size=self.vocabulary, codebooks=8,
+            codebook_size=self.codebook,
+        )  # fmt: skip
 
     def config(self) -> HiggsAudioV2Config:
         """The configuration, with special ids at the end of the vocabulary."""
@@ -78,33 +89,45 @@ SHAPES = {
         hidden=576, inner=1536, layers=8, heads=9, key_value_heads=3, head_dim=64,
         vocabulary=6848, codebook=66, rank=12,
     ),
-    # For losses over many steps.
-    "narrow": Shape(
-        hidden=192, inner=512, layers=4, heads=3, key_value_heads=1, head_dim=64,
-        vocabulary=2304, codebook=66, rank=4,
+    # For tests of the scripts: nothing measured on it means anything.
+    "tiny": Shape(
+        hidden=64, inner=128, layers=2, heads=2, key_value_heads=1, head_dim=32,
+        vocabulary=256, codebook=66, rank=4,
     ),
 }  # fmt: skip
 
 
-def samples(shape: Shape, count: int, *, per_reference: int = 1, seed: int = 0) -> list[StoredSample]:
-    """Samples of about 480 tokens: two clips of log-normal length (median 5.5 s) and the text around them.
+def samples(
+    shape: Shape,
+    count: int,
+    *,
+    per_reference: int = 1,
+    median: float = 5.5,
+    learnable: bool = False,
+    seed: int = 0,
+) -> list[StoredSample]:
+    """Samples of two clips of log-normal length and the text around them; about 480 tokens if nothing else is said.
 
     Args:
         shape: Says which ids there are.
         count: Samples.
         per_reference: Consecutive samples that share a reference and the text before it.
+        median: Of the clips' seconds; none is shorter than 1.
+        learnable: Whether the codes follow a rule, so that they can be learned; they are random otherwise.
         seed: Determines them.
     """
     rng = np.random.default_rng(seed)
+    make = _regular_codes if learnable else _random_codes
     made: list[StoredSample] = []
     reference = prefix = None
     for number in range(count):
         if number % per_reference == 0:
-            seconds = _seconds(rng)
-            reference, prefix = _codes(rng, shape, seconds), _text(rng, shape, 20 + seconds * TEXT_TOKENS_PER_SECOND)
+            seconds = _seconds(rng, median)
+            reference = make(rng, shape, round(25 * seconds))
+            prefix = _text(rng, shape, 20 + seconds * TEXT_TOKENS_PER_SECOND)
         assert reference is not None
         assert prefix is not None
-        seconds = _seconds(rng)
+        seconds = _seconds(rng, median)
         made.append(
             StoredSample(
                 id=str(number),
@@ -113,18 +136,42 @@ def samples(shape: Shape, count: int, *, per_reference: int = 1, seed: int = 0) 
                 middle=_text(rng, shape, 8 + seconds * TEXT_TOKENS_PER_SECOND),
                 suffix=_text(rng, shape, 2),
                 reference=reference,
-                target=_codes(rng, shape, seconds),
+                target=make(rng, shape, round(25 * seconds)),
             )
         )
     return made
 
 
-def _seconds(rng: np.random.Generator) -> float:
-    return float(np.clip(rng.lognormal(np.log(5.5), 0.5), 1, 20))
+def equal_samples(shape: Shape, lengths: Sample, count: int) -> list[StoredSample]:
+    """Samples of random content that all have the same lengths."""
+    rng = np.random.default_rng(0)
+    middle, suffix = 3, 2
+    return [
+        StoredSample(
+            id=str(number),
+            speaker="a",
+            prefix=_text(rng, shape, lengths.text - middle - suffix),
+            middle=_text(rng, shape, middle),
+            suffix=_text(rng, shape, suffix),
+            reference=_random_codes(rng, shape, lengths.reference),
+            target=_random_codes(rng, shape, lengths.target),
+        )
+        for number in range(count)
+    ]
 
 
-def _codes(rng: np.random.Generator, shape: Shape, seconds: float) -> np.ndarray:
-    return rng.integers(0, shape.codebook - 2, (round(25 * seconds), 8)).astype(np.uint16)
+def _seconds(rng: np.random.Generator, median: float) -> float:
+    return float(np.clip(rng.lognormal(np.log(median), 0.5), 1, 20))
+
+
+def _random_codes(rng: np.random.Generator, shape: Shape, frames: int) -> np.ndarray:
+    return rng.integers(0, shape.codebook - 2, (frames, 8)).astype(np.uint16)
+
+
+def _regular_codes(rng: np.random.Generator, shape: Shape, frames: int) -> np.ndarray:
+    """Four codes in turn for every codebook, three frames each, from a random one on."""
+    turn = (np.arange(frames) // 3 + rng.integers(4)) % 4
+    return ((turn[:, None] + 7 * np.arange(8)) % (shape.codebook - 2)).astype(np.uint16)
 
 
 def _text(rng: np.random.Generator, shape: Shape, length: float) -> np.ndarray:

@@ -107,8 +107,12 @@ def train(
     checkpointing: bool,
     bf16: bool,
     folder: str,
+    ranks: int = 1,
+    callbacks: Listing[TrainerCallback] = (),
 ) -> tuple[list[float], list[float]]:
     """Train one optimizer step a batch; the batches are of one size.
+
+    Under torchrun, each process takes every `ranks`-th batch, and a step is one batch on each.
 
     Returns:
         Seconds of each step, from its begin to the begin of the next one, and its loss.
@@ -121,7 +125,7 @@ def train(
         args=TrainingArguments(
             output_dir=folder,
             per_device_train_batch_size=len(batches[0]),
-            max_steps=len(batches),
+            max_steps=len(batches) // ranks,
             learning_rate=learning_rate,
             lr_scheduler_type="constant",
             gradient_checkpointing=checkpointing,
@@ -133,11 +137,12 @@ def train(
             report_to=[],
             disable_tqdm=True,
             use_cpu=device.type == "cpu",
+            ddp_backend="gloo" if device.type == "cpu" and ranks > 1 else None,
             remove_unused_columns=False,
         ),
         train_dataset=_Rows([s for batch in batches for s in batch], AudioTokens.of(model.config)),
         data_collator=_Pad(model.config.pad_token_id),
-        callbacks=[clock],
+        callbacks=[clock, *callbacks],
     )
     # Otherwise it divides all nine sums of the loss by the number of text labels.
     trainer.model_accepts_loss_kwargs = False
