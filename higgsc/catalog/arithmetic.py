@@ -43,10 +43,11 @@ def flops_per_token(setup: Setup, *, keys: float, audio_share: float = 1.0, labe
 
     linear = sum(active(name) * prod(size) for name, size in shape.linear_modules().items())
     adapter = 0.0 if setup.lora is None else sum(active(name) * count for name, count in setup.trained.items())
+    head = active("audio_lm_head") * prod(shape.linear_modules()["audio_lm_head"])
     attention = 14 * keys * setup.attention_width * shape.layers
     again = {
         "none": 0.0,
         "selective": 2 * adapter,
-        "full": 2 * (linear - prod(shape.linear_modules()["audio_lm_head"])) + 2 * adapter + 4 / 14 * attention,
+        "full": 2 * (linear - head) + 2 * adapter + 4 / 14 * attention,
     }
     return (6 if setup.lora is None else 4) * linear + 6 * adapter + attention + again[setup.activation_checkpointing]

@@ -48,7 +48,9 @@ def hidden_states(decoder: Any, batch: PackedBatch) -> torch.Tensor:
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         audio_input_ids=batch.audio_input_ids,
-        audio_input_ids_mask=batch.audio_input_ids_mask,
+        audio_input_ids_mask=torch.ones(
+            batch.audio_input_ids.shape[:2], dtype=torch.bool, device=batch.input_ids.device
+        ),
         attention_mask=None,
         use_cache=False,
     ).last_hidden_state[0]

@@ -156,7 +156,6 @@ def _only(row: PackedBatch, kept: Tensor, audio: Tensor) -> PackedBatch:
         input_ids=row.input_ids[:, kept],
         position_ids=torch.arange(int(kept.sum()))[None],
         audio_input_ids=row.audio_input_ids[:, kept[audio]],
-        audio_input_ids_mask=row.audio_input_ids_mask[:, kept[audio]],
         routes=Routes.of(
             audio[kept].numpy(),
             [int(kept.sum())],

@@ -182,7 +182,6 @@ def test_a_process_without_labels_leaves_the_others_gradients(
             input_ids=none.input_ids[:, :6],
             position_ids=none.position_ids[:, :6],
             audio_input_ids=none.audio_input_ids[:, :0],
-            audio_input_ids_mask=none.audio_input_ids_mask[:, :0],
             routes=Routes.of(np.zeros(6, dtype=np.bool_), [6], audio_labels=NONE, text_labels=NONE),
         )
     counts = {"audio_labels": 40, "text_labels": 3}

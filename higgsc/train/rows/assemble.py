@@ -80,7 +80,6 @@ def assemble(store: Store, indices: Ids, tokens: AudioTokens, shared: Shared | N
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids)[None],
         audio_input_ids=torch.from_numpy(audio)[None],
-        audio_input_ids_mask=torch.ones((1, len(audio)), dtype=torch.bool),
         audio_labels=torch.from_numpy(labels),
         text_labels=torch.from_numpy(input_ids[spoken]),
         **structure(

@@ -33,8 +33,6 @@ class PackedBatch:
     """int64 `[1, L]`: from 0 again at each segment, or from its prefix's length."""
     audio_input_ids: Tensor
     """int64 `[1, M, 8]`."""
-    audio_input_ids_mask: Tensor
-    """bool `[1, M]`, all true: nothing is padded. Only transformers' own forward pass asks for it."""
     routes: Routes
     """Which positions are audio rows, and which ones see each other."""
     audio_positions: Tensor
@@ -110,7 +108,6 @@ def pack(samples: Sequence[Sample]) -> PackedBatch:
     return PackedBatch(
         input_ids=torch.from_numpy(joined(sample.input_ids for sample in samples))[None],
         audio_input_ids=rows[None],
-        audio_input_ids_mask=torch.ones((1, len(rows)), dtype=torch.bool),
         audio_labels=torch.from_numpy(joined(sample.audio_labels for sample in samples)),
         text_labels=torch.from_numpy(joined(sample.text_labels for sample in samples)),
         **structure(
