@@ -1,4 +1,4 @@
-"""`higgsc evaluate`: a trained model beside its base."""
+"""`higgsc evaluate`: what was trained beside its base."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from higgsc.launch.journal import read_journal
 
 @click.command("evaluate")
 @click.argument("what", metavar="RUN|MODEL", type=click.Path(path_type=Path))
-@click.option("--select", metavar="best|last|step-N", help="A checkpoint of a RUN; else its merged model, or the best.")
+@click.option("--select", metavar="best|last|step-N", help="A checkpoint of a RUN; else the merged one, or the best.")
+@click.option("--merged", type=click.Path(path_type=Path), help="A merge of the adapter [RUN/merged].")
 @click.option("--base", help="Hub id, folder, or builtin:tiny; else what the RUN was trained on.")
 @click.option("--revision", help="Commit of the base on the hub.")
 @click.option("--audio-tokenizer", help="Hub id, folder, or builtin:tiny; else that of the RUN.")
 @click.option("--store", type=click.Path(path_type=Path), help="Held-out samples; else the store of the RUN.")
-@click.option("--samples", type=click.IntRange(0), help="Prompts that both models speak [8].")
+@click.option("--samples", type=click.IntRange(0), help="Prompts that each model speaks [8].")
 @click.option("--prompts", type=click.Choice(["held-out", "training"]), help="Which prompts [held-out].")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="Of the sampling; 0: likeliest code [0.7].")
 @click.option("--seed", type=int, help="Of the sampling; else that of the RUN.")
@@ -37,6 +38,7 @@ from higgsc.launch.journal import read_journal
 def command(
     what: Path,
     select: str | None,
+    merged: Path | None,
     base: str | None,
     revision: str | None,
     audio_tokenizer: str | None,
@@ -44,7 +46,7 @@ def command(
     output: Path | None,
     **asked: Any,
 ) -> None:
-    """Compare a trained model with its base: losses, and prompts that both speak.
+    """Compare base, adapter and merged model: losses, and prompts that each speaks.
 
     RUN is a run's folder or name, or a spec; MODEL a checkpoint, a merged model, or an adapter in PEFT's format. What
     is not given is as in the RUN's own evaluate step. Writes evaluation.json and one page with players."""
@@ -52,7 +54,9 @@ def command(
     from higgsc.deploy.evaluate.step import evaluate, summary
     from higgsc.deploy.evaluate.trained import find_trained
 
-    found = find_trained(run_folder(what), select)
+    found = find_trained(run_folder(what), select, merged)
+    if found.missing is not None:
+        click.echo(f"warning: {found.missing}", err=True)
     root, job = _as_planned(found.run, found.job)
     if base is not None:
         job["model"] |= {"base": base, "revision": revision}
@@ -68,7 +72,7 @@ def command(
             path=what,
             help=f"give {' and '.join(missing)}",
         )
-    folder = output or (found.run or found.trained.folder) / "evaluation"
+    folder = output or (found.run or found.trained[0].folder) / "evaluation"
     job |= {name: value for name, value in asked.items() if value is not None}
     job |= {"evaluation": str(folder.resolve()), "model": ModelRef(**job["model"])}
     made = EvaluateJob(**job)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -14,6 +15,7 @@ from higgsc.catalog.codec import FRAMES_PER_SECOND, RELEASED_TOKENIZER
 from higgsc.cli.compiling import relative
 from higgsc.cli.quiet import quiet_libraries
 from higgsc.contract.jobs import TextJob
+from higgsc.spec.data import Format
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -48,16 +50,22 @@ def model_options(command: Command) -> Command:
 
 @click.command("generate")
 @click.option("--model", required=True, help="Folder of a merged model or a base, hub id, or builtin:tiny.")
-@click.option("--reference", required=True, type=click.Path(path_type=Path), help="Recording of the voice.")
-@click.option("--reference-text", required=True, help="What is said in the recording.")
+@click.option("--reference", type=click.Path(path_type=Path), help="Recording of the voice.")
+@click.option("--reference-text", help="What is said in the recording.")
 @click.option("--text", help="What to say.")
 @click.option("--file", type=click.Path(path_type=Path), help="What to say: a text on each line, UTF-8.")
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    help="Recording, its text and what to say, of each row: ChatML or any other format of training data.",
+)
+@click.option("--format", "form", type=click.Choice(get_args(Format)), help="Of the prompts [auto].")
 @click.option(
     "-o",
     "--output",
     required=True,
     type=click.Path(path_type=Path),
-    help="The WAV file to write; with --file the folder, for 0001.wav and so on.",
+    help="The WAV file to write; with --file the folder, for 0001.wav and so on; with --prompts for ID.wav.",
 )
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 @click.option(
@@ -84,10 +92,12 @@ def model_options(command: Command) -> Command:
 @model_options
 def command(
     model: str,
-    reference: Path,
-    reference_text: str,
+    reference: Path | None,
+    reference_text: str | None,
     text: str | None,
     file: Path | None,
+    prompts: Path | None,
+    form: str | None,
     output: Path,
     force: bool,
     seeds: tuple[int, ...],
@@ -103,17 +113,34 @@ def command(
     device: str,
     **text_options: Any,
 ) -> None:
-    """Speak a text, or each line of a file, in the voice of a recording.
+    """Speak a text, or each line of a file, in the voice of a recording; or each prompt of a file in its own.
 
     Long texts are said some sentences at a time, always from the same recording."""
-    if (text is None) == (file is None):
-        raise click.UsageError("say what to speak with either --text or --file")
+    if sum(source is not None for source in (text, file, prompts)) != 1:
+        raise click.UsageError("say what to speak with one of --text, --file and --prompts")
+    given = {"--reference": reference, "--reference-text": reference_text}
+    if prompts is not None and (own := [name for name, value in given.items() if value is not None]):
+        raise click.UsageError(f"--prompts have a reference each: leave {' and '.join(own)} out")
+    if prompts is None and (missing := [name for name, value in given.items() if value is None]):
+        raise click.UsageError(f"say whose voice it is with {' and '.join(missing)}")
+    if prompts is None and form is not None:
+        raise click.UsageError("--format is that of --prompts")
     quiet_libraries()
-    from higgsc.deploy.takes import check, each_line, one_text
+    from higgsc.deploy.prompts import read_prompts
+    from higgsc.deploy.takes import check, each_line, each_prompt, one_text
+    from higgsc.deploy.voice import read_reference, spoken_text
 
     options, seeds = TextJob(**text_options), tuple(dict.fromkeys(seeds))
-    takes = each_line(file, seeds, output) if file is not None else one_text(text or "", seeds, output)
+    if prompts is not None:
+        takes = each_prompt(read_prompts(prompts, form or "auto", text=options), seeds, output)
+    elif file is not None:
+        takes = each_line(file, seeds, output)
+    else:
+        takes = one_text(text or "", seeds, output)
     check(takes, options, file=file, force=force)
+    if reference is not None and reference_text is not None:  # mistakes that cost nothing to find
+        spoken_text(reference_text, options)
+        read_reference(reference)
 
     from higgsc.data.audio import write_wav
     from higgsc.deploy.generate import Speaker
@@ -123,12 +150,16 @@ def command(
         temperature=temperature, top_p=top_p, top_k=top_k, ras_window=ras_window, ras_max_repeats=ras_max_repeats
     )
     speaker = Speaker.load(model, audio_tokenizer, adapter=adapter, revision=revision, text=options, device=device)
-    voice = speaker.voice(reference, reference_text)
+    voice_of = cache(speaker.voice)  # a recording is encoded once, however many texts are said in its voice
     for number, take in enumerate(takes, start=1):
+        own = take.prompt
+        voice = voice_of(reference, reference_text) if own is None else voice_of(own.reference, own.reference_text)
+        setting = {} if own is None else {"system": own.system, "scene": own.scene}
         with _progress(f"{number}/{len(takes)} {take.wav.name}") as after_row:
             speech = speaker.speak(
-                voice, take.text, seed=take.seed, sampling=sampling, max_seconds=max_seconds, after_row=after_row
-            )
+                voice, take.text, seed=take.seed, sampling=sampling, max_seconds=max_seconds, after_row=after_row,
+                **setting,
+            )  # fmt: skip
         write_wav(take.wav, speech.wave)
         end = "" if speech.finished else f", cut off at {max_seconds:g} s without end-of-stream"
         click.echo(f"{relative(take.wav)}: {speech.seconds:.2f} s{end}")

@@ -9,6 +9,10 @@ from pydantic import BaseModel, ConfigDict
 EVALUATION_FILE = "evaluation.json"
 PAGE_FILE = "evaluation.html"
 
+Kind = Literal["base", "adapter", "merged", "whole", "model"]
+"""What is compared: the base; base and adapter, unmerged; a merged model; a checkpoint of the whole model; a model of
+unknown origin."""
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, use_attribute_docstrings=True)
@@ -71,8 +75,8 @@ class Prompt(_Frozen):
     """The voice to speak in: a WAV file beside the report."""
     recording: Heard
     """The sample's own recording of the text, as the audio tokenizer gives it back: the best that there is."""
-    base: Spoken
-    trained: Spoken
+    spoken: dict[Kind, Spoken]
+    """By each of the models, in their order."""
 
 
 class Totals(_Frozen):
@@ -108,26 +112,30 @@ class Judge(_Frozen):
     """Of its repository on the hub; null for a folder."""
 
 
+class Measured(_Frozen):
+    """One of the models, and what it came to."""
+
+    place: str
+    """Where it is, from the project root; of the base, its hub id or folder."""
+    losses: Losses
+    totals: Totals
+
+
 class Evaluation(_Frozen):
     """What `evaluation.json` holds."""
 
-    evaluation_schema: Literal["higgsc.evaluation/v2"] = "higgsc.evaluation/v2"
+    evaluation_schema: Literal["higgsc.evaluation/v3"] = "higgsc.evaluation/v3"
     higgsc: str
     name: str
     """Of the plan."""
-    kind: Literal["merged", "adapter", "whole", "model"]
-    """What is compared with the base: a merged model, base and adapter unmerged, a checkpoint of the whole model, or
-    a model of unknown origin."""
-    trained: str
-    """Where it is, from the project root."""
-    base: str
     revision: str | None
+    """Of the base on the hub."""
     audio_tokenizer: str
     store: str
     store_sha256: str
     """Of the store's record."""
     dtype: str
-    """Number format of both models."""
+    """Number format that all of the models compute in: the one that the last is stored in."""
     device: str
     seed: int
     temperature: float
@@ -139,9 +147,7 @@ class Evaluation(_Frozen):
     """Of the resolved spec; null where none was found."""
     held_out: int
     """Samples that the losses are of."""
-    base_losses: Losses
-    trained_losses: Losses
+    models: dict[Kind, Measured]
+    """From the base to what is deployed, each at most once."""
     recordings: Totals
-    base_totals: Totals
-    trained_totals: Totals
     samples: tuple[Prompt, ...]

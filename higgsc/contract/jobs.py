@@ -301,14 +301,14 @@ class SelectJob(_Frozen):
 
 
 class EvaluateJob(JobBase):
-    """Compare base and trained model: losses on held-out samples, and the same prompts spoken by both."""
+    """Compare base, adapter and merged model: losses on held-out samples, and the same prompts spoken by all."""
 
     step: Literal["evaluate"] = "evaluate"
     store: str
     merged: str | None
     """Folder of the merged model; None where the whole model was trained, whose checkpoints need no merge."""
     trained: SelectJob | None = None
-    """Which checkpoint it is then."""
+    """The checkpoint of the whole model; or else that of the adapter, which the merged model was made from."""
     samples: int
     prompts: Literal["held-out", "training"]
     temperature: float

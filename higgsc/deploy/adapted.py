@@ -38,15 +38,23 @@ def put_on(model: Any, adapter: Path, *, base: Path) -> Any:
     return PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device)).eval().get_base_model()
 
 
-def _refuse_twice(adapter: Adapter, base: Path) -> None:
-    report = base / REPORT_FILE
+def merged_from(model: Path) -> str | None:
+    """SHA-256 of the adapter's weights that are in a merged model; None for a folder without the report of a merge.
+
+    Raises:
+        StepError: The report is damaged (65).
+    """
+    report = model / REPORT_FILE
     if not report.is_file():
-        return
+        return None
     try:
-        merged = json.loads(report.read_text("utf-8"))["adapter_sha256"]
+        return str(json.loads(report.read_text("utf-8"))["adapter_sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StepError(f"not the report of a merge: {error}", path=report) from error
-    if merged == sha256_file(adapter.weights_path):
+
+
+def _refuse_twice(adapter: Adapter, base: Path) -> None:
+    if merged_from(base) == sha256_file(adapter.weights_path):
         raise StepError(
             f"the model at {base} holds this adapter already: it is their merge",
             code=ExitCode.USAGE,

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 CHUNK_CHARACTERS = 200
 """Longest piece: some 15 s of speech, about the longest that the model was trained to say at once."""
 
+MAX_CHARACTERS = 50_000
+"""Longest text that is spoken in one go, about an hour."""
+
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _SENTENCE = re.compile(r"(?:(?<![.!?…؟۔।])[.!?…؟۔।]+[\"'”’»)\]]*(?=\s|$)|[。！？]+[」』”’）]*|\n)\s*")
 """What ends a sentence, with the quotes that close after it; a point between digits does not.

@@ -25,11 +25,11 @@ from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.codec import Codec
 from higgsc.data.layout import DEFAULT_SYSTEM, ChatLayout
 from higgsc.data.loading import load_codec
+from higgsc.data.records import AudioSpan
 from higgsc.data.text import DEFAULT_TEXT
 from higgsc.deploy.adapted import put_on
 from higgsc.deploy.base import folder_ref, stored_dtype
-from higgsc.deploy.chunks import chunks
-from higgsc.deploy.takes import MAX_CHARACTERS
+from higgsc.deploy.chunks import MAX_CHARACTERS, chunks
 from higgsc.deploy.voice import Voice, Wave, encode_voice, read_reference, spoken_text
 from higgsc.train.model.build import load_base
 from higgsc.train.model.folder import base_folder
@@ -112,11 +112,11 @@ class Speaker:
         """
         return spoken_text(text, self._text)
 
-    def voice(self, reference_audio: Path | Wave, reference_text: str) -> Voice:
+    def voice(self, reference_audio: Path | AudioSpan | Wave, reference_text: str) -> Voice:
         """Take the voice of a recording, for any number of texts.
 
         Args:
-            reference_audio: A file, or mono samples at 24 kHz, float32 `[N]`.
+            reference_audio: A file, a part of one, or mono samples at 24 kHz, float32 `[N]`.
             reference_text: What it says.
 
         Raises:
@@ -134,6 +134,8 @@ class Speaker:
         seed: int = 0,
         sampling: Sampling = DEFAULT_SAMPLING,
         max_seconds: float = 30.0,
+        system: str = DEFAULT_SYSTEM,
+        scene: str | None = None,
         after_row: Callable[[], None] | None = None,
     ) -> Speech:
         """Say a text in a voice; a long one piece by piece, see `pieces`, which has the same arguments.
@@ -142,8 +144,11 @@ class Speaker:
             All pieces, one after the other; finished if each of them is.
         """
         said = list(
-            self.pieces(voice, text, seed=seed, sampling=sampling, max_seconds=max_seconds, after_row=after_row)
-        )
+            self.pieces(
+                voice, text, seed=seed, sampling=sampling, max_seconds=max_seconds, system=system, scene=scene,
+                after_row=after_row,
+            )
+        )  # fmt: skip
         return Speech(
             wave=np.concatenate([piece.wave for piece in said]),
             codes=np.concatenate([piece.codes for piece in said]),
@@ -158,6 +163,8 @@ class Speaker:
         seed: int = 0,
         sampling: Sampling = DEFAULT_SAMPLING,
         max_seconds: float = 30.0,
+        system: str = DEFAULT_SYSTEM,
+        scene: str | None = None,
         after_row: Callable[[], None] | None = None,
     ) -> Iterator[Speech]:
         """Say a text in a voice, a piece of some sentences at a time, each as soon as it is said.
@@ -173,13 +180,15 @@ class Speaker:
                 the others one that is derived from it.
             sampling: How codes are drawn.
             max_seconds: Where to cut a piece off that has not ended by itself.
+            system: The system's turn, as in training.
+            scene: Description of the recording's surroundings, which stands in that turn; None if there is none.
             after_row: Called after each row of codes, 25 a second of speech; what it raises ends it, and comes out.
 
         Raises:
             StepError: The text is empty, too long or holds a control token, or an argument makes no sense (2). All of
                 this is found before anything is said.
         """
-        segments = [self._segments(voice, piece) for piece in self._checked(text, seed)]
+        segments = [self._segments(voice, piece, system, scene) for piece in self._checked(text, seed)]
         return (
             self.respond(
                 prefix,
@@ -205,11 +214,11 @@ class Speaker:
         self.clean(text)
         return chunks(text)
 
-    def _segments(self, voice: Voice, text: str) -> tuple[Ids, Ids]:
+    def _segments(self, voice: Voice, text: str, system: str, scene: str | None) -> tuple[Ids, Ids]:
         try:
             segments = self._layout.segments(
-                system=DEFAULT_SYSTEM,
-                scene=None,
+                system=system,
+                scene=scene,
                 reference_text=voice.text,
                 target_text=self.clean(text),
             )

@@ -9,9 +9,9 @@ from pathlib import Path
 from higgsc.contract.jobs import TextJob
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.text import clean_text
-
-MAX_CHARACTERS = 50_000
-"""Longest text that is spoken in one go, about an hour."""
+from higgsc.deploy.chunks import MAX_CHARACTERS
+from higgsc.deploy.prompts import ClonePrompt
+from higgsc.train.speech.samples import file_stem
 
 MAX_FILE_BYTES = 16_000_000
 """Largest file of texts."""
@@ -26,7 +26,9 @@ class Take:
     wav: Path
     """The file to write."""
     line: int | None = None
-    """Where the text stands in a file of texts, from 1."""
+    """Where the text stands in its file, from 1."""
+    prompt: ClonePrompt | None = None
+    """Whose voice it is said in, and in what setting; None where that is the same for all."""
 
 
 def one_text(text: str, seeds: Sequence[int], output: Path) -> list[Take]:
@@ -68,6 +70,27 @@ def each_line(file: Path, seeds: Sequence[int], output: Path) -> list[Take]:
     if not takes:
         raise StepError("there is no text in the file", path=file)
     return takes
+
+
+def each_prompt(prompts: Iterable[ClonePrompt], seeds: Sequence[int], output: Path) -> list[Take]:
+    """Each prompt, said with each of the seeds.
+
+    Args:
+        prompts: From `read_prompts`.
+        seeds: With several, the seed becomes part of the file's name: `ID-seed-7.wav`.
+        output: A folder; a prompt's file is named by its id.
+    """
+    return [
+        Take(
+            text=prompt.text,
+            seed=seed,
+            wav=_name(output / f"{file_stem(prompt.id)}.wav", seed, seeds),
+            line=prompt.line,
+            prompt=prompt,
+        )
+        for prompt in prompts
+        for seed in seeds
+    ]
 
 
 def check(takes: Iterable[Take], options: TextJob, *, file: Path | None, force: bool) -> None:

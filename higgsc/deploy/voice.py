@@ -13,6 +13,7 @@ from higgsc.contract.jobs import TextJob
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.audio import read_mono
 from higgsc.data.codec import Codec
+from higgsc.data.records import AudioSpan
 from higgsc.data.text import clean_text
 from higgsc.train.speech.speak import Codes
 
@@ -57,14 +58,18 @@ def spoken_text(text: str, options: TextJob) -> str:
         ) from error
 
 
-def read_reference(audio: Path | Wave, *, max_seconds: float = MAX_REFERENCE_SECONDS) -> Wave:
+def read_reference(audio: Path | AudioSpan | Wave, *, max_seconds: float = MAX_REFERENCE_SECONDS) -> Wave:
     """A recording that a voice can be taken from: mono at 24 kHz, `[N]`.
 
     Raises:
         StepError: It is missing (66); or no audio, too short, too long, silent or not finite (65).
     """
-    wave = read_mono(audio, max_seconds=max_seconds) if isinstance(audio, Path) else audio
-    place = audio if isinstance(audio, Path) else None
+    span = AudioSpan(audio) if isinstance(audio, Path) else audio
+    if isinstance(span, AudioSpan):
+        place: Path | None = span.path
+        wave = read_mono(span.path, offset=span.offset, duration=span.duration, max_seconds=max_seconds)
+    else:
+        place, wave = None, span
     if wave.ndim != 1 or wave.dtype != np.float32:
         raise StepError(
             f"cannot use this reference: float32 samples of shape [N] are needed, not {wave.dtype} {list(wave.shape)}"

@@ -153,11 +153,11 @@ class Merge(SpecModel):
 
 
 class Evaluate(SpecModel):
-    """What is measured at the end, of the base and of the trained model: the loss on held-out samples, and prompts
-    that both speak with the same seeds. `evaluation/evaluation.html` shows it, with players."""
+    """What is measured at the end, of the base, of the adapter on it and of the merged model: the loss on held-out
+    samples, and prompts that each speaks with the same seeds. `evaluation/evaluation.html` shows it, with players."""
 
     samples: int = Field(default=8, ge=0)
-    """Prompts that each of the two models speaks; 0 only measures the loss."""
+    """Prompts that each of the models speaks; 0 only measures the loss."""
     prompts: Literal["held-out", "training"] = "held-out"
     """Which prompts: samples that the model never saw, or samples that it was trained on, to hear what it retained."""
     temperature: float = Field(default=0.7, ge=0, le=2)

@@ -14,7 +14,7 @@ peft = pytest.importorskip("peft")
 pytest.importorskip("soundfile")
 
 
-from higgsc.contract.jobs import EvaluateJob, MergeJob, ModelRef, StepContext  # noqa: E402
+from higgsc.contract.jobs import EvaluateJob, MergeJob, ModelRef, SelectJob, StepContext  # noqa: E402
 from higgsc.data.audio import read_mono  # noqa: E402
 from higgsc.data.codec import Codec  # noqa: E402
 from higgsc.data.layout import DEFAULT_SYSTEM, ChatLayout  # noqa: E402
@@ -120,6 +120,7 @@ def evaluate_job(**changes: Any) -> EvaluateJob:
     settings = {
         "store": "runs/t/store",
         "merged": "runs/t/merged",
+        "trained": SelectJob(checkpoints="runs/t/checkpoints", select="best", best="validation/audio_loss"),
         "samples": 8,
         "prompts": "held-out",
         "temperature": 0.0,

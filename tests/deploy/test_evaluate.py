@@ -62,9 +62,10 @@ def test_what_was_trained_is_what_is_spoken(
     merge.run(merge_job(), context)
     result = evaluate.run(evaluate_job(), context)
 
-    assert result.figures["base/audio_loss"] > 6 > 0.05 > result.figures["trained/audio_loss"]
-    assert result.figures["trained/code_accuracy"] == 1
-    assert result.figures["trained/finished"] == 1
+    for kind in ("adapter", "merged"):
+        assert result.figures["base/audio_loss"] > 6 > 0.05 > result.figures[f"{kind}/audio_loss"]
+        assert result.figures[f"{kind}/code_accuracy"] == 1
+        assert result.figures[f"{kind}/finished"] == 1
     sample = store.sample(index)
     merged = Speaker.load(tmp_path / "runs/t/merged", "builtin:tiny", dtype=torch.float32)
     speech = merged.respond(
@@ -87,18 +88,26 @@ def test_what_was_trained_is_what_is_spoken(
 
 @pytest.mark.slow
 def test_evaluate_step(merged: Path, context: StepContext, write_store: Callable[..., Path], codec: Codec) -> None:
-    """Every figure is computed a second time: from the WAV files with numpy, from the logits with transformers."""
+    """Every figure of all three is computed a second time: from the WAV files with numpy, from the logits with
+    transformers, the adapter put on by PEFT."""
     store = Store.open(write_store(held_out=3))
     result = evaluate.run(evaluate_job(samples=2, temperature=1.0), context)
     folder = context.root / "runs/t/evaluation"
     text = (folder / "evaluation.json").read_text()
     report = json.loads(text)
     assert Evaluation.model_validate_json(text).model_dump(mode="json") == report
-    assert report["evaluation_schema"] == "higgsc.evaluation/v2"
+    assert report["evaluation_schema"] == "higgsc.evaluation/v3"
+    models = report["models"]
+    adapter = "runs/t/checkpoints/step-1/adapter"
+    places = {"base": "builtin:tiny", "adapter": adapter, "merged": "runs/t/merged"}
+    assert {kind: one["place"] for kind, one in models.items()} == places
+    assert list(models) == list(places)
     assert [sample["id"] for sample in report["samples"]] == ["set/a:1", "set/a:2"]
-    voices = ("reference", "recording", "base", "trained")
+    voices = ("reference", "recording", *models)
     wavs = {f"set_a_{n}.{who}.wav" for n in (1, 2) for who in voices}
     assert {path.name for path in folder.iterdir()} == {"evaluation.json", "evaluation.html", *wavs}
+    proofs = {"runs/t/store/store.json", "runs/t/checkpoints/step-1/manifest.json", "runs/t/merged/merge.json"}
+    assert {path.relative_to(context.root).as_posix() for path in result.inputs} == proofs
     assert result.outputs == (folder / "evaluation.json", folder / "evaluation.html")
 
     indices = [int(index) for index in store.validation[:2]]
@@ -108,8 +117,8 @@ def test_evaluate_step(merged: Path, context: StepContext, write_store: Callable
         assert np.abs(reference - codec.decode(store.sample(index).reference)).max() < 1e-4
         assert np.abs(soundfile.read(folder / sample["recording"]["wav"])[0] - codec.decode(target)).max() < 1e-4
         assert sample["max_seconds"] == 2 * len(target) / 25 + 2
-        for who in ("recording", "base", "trained"):
-            said = sample[who]
+        assert list(sample["spoken"]) == list(models)
+        for who, said in {"recording": sample["recording"], **sample["spoken"]}.items():
             wave, rate = soundfile.read(folder / said["wav"])
             assert rate == 24_000
             assert len(wave) / rate == said["seconds"] <= sample["max_seconds"]
@@ -119,8 +128,8 @@ def test_evaluate_step(merged: Path, context: StepContext, write_store: Callable
             if who != "recording":
                 assert said["duration_ratio"] == pytest.approx(said["seconds"] / (len(target) / 25))
                 assert said["took_seconds"] > 0
-    for who in ("base", "trained"):
-        told, total = [sample[who] for sample in report["samples"]], report[f"{who}_totals"]
+    for who in models:
+        told, total = [sample["spoken"][who] for sample in report["samples"]], models[who]["totals"]
         recorded = sum(sample["recording"]["seconds"] for sample in report["samples"])
         seconds, took = sum(one["seconds"] for one in told), sum(one["took_seconds"] for one in told)
         assert total["finished"] == sum(one["finished"] for one in told) == result.figures[f"{who}/finished"]
@@ -142,21 +151,28 @@ def test_evaluate_step(merged: Path, context: StepContext, write_store: Callable
         sampling=Sampling(temperature=1.0),
         max_seconds=report["samples"][0]["max_seconds"],
     )
-    by_base = soundfile.read(folder / report["samples"][0]["base"]["wav"])[0]
+    by_base = soundfile.read(folder / report["samples"][0]["spoken"]["base"]["wav"])[0]
     assert np.abs(by_base - alone.wave).max() < 1e-4
-    for who, place in (("base", base_folder("builtin:tiny", None, root=merged)), ("trained", merged)):
-        assert report[f"{who}_losses"]["audio"] == result.figures[f"{who}/audio_loss"]
-        by_hand = losses_by_hand(place, store)
-        assert report[f"{who}_losses"]["audio_codebooks"] == pytest.approx(by_hand[:8], rel=2e-3)
-        assert report[f"{who}_losses"]["text"] == pytest.approx(by_hand[8], rel=2e-3)
-        assert report[f"{who}_losses"]["audio"] == pytest.approx(np.mean(by_hand[:8]), rel=2e-3)
-    assert report["base_losses"] != report["trained_losses"]
+    base = base_folder("builtin:tiny", None, root=merged)
+    for who, place, on in (("base", base, None), ("adapter", base, context.root / adapter), ("merged", merged, None)):
+        found = models[who]["losses"]
+        assert found["audio"] == result.figures[f"{who}/audio_loss"]
+        by_hand = losses_by_hand(place, store, on)
+        assert found["audio_codebooks"] == pytest.approx(by_hand[:8], rel=2e-3)
+        assert found["text"] == pytest.approx(by_hand[8], rel=2e-3)
+        assert found["audio"] == pytest.approx(np.mean(by_hand[:8]), rel=2e-3)
+    different = {one["losses"]["audio"] for one in models.values()}
+    assert len(different) == 3  # the merge rounds to bfloat16
+    apart = [abs(models[who]["losses"]["audio"] - models["merged"]["losses"]["audio"]) for who in ("adapter", "base")]
+    assert apart[0] < apart[1] / 10
 
 
-def losses_by_hand(folder: Path, store: Store) -> list[float]:
+def losses_by_hand(folder: Path, store: Store, adapter: Path | None) -> list[float]:
     """Audio losses by codebook, then the text loss, with nothing of the trainer's: transformers' model over whole
     sequences, the delay pattern written out, logarithms in numpy."""
     model = HiggsAudioV2ForConditionalGeneration.from_pretrained(folder, use_text_head=True, dtype=torch.bfloat16)
+    if adapter is not None:
+        model = peft.PeftModel.from_pretrained(model, adapter).get_base_model()
     config, surprises = model.config, [[] for _ in range(9)]
     for index in map(int, store.validation):
         sample = store.sample(index)
@@ -209,13 +225,14 @@ def test_a_whole_models_checkpoint_is_evaluated_as_it_is(
     ref = TINY.model_copy(update={"base": str(checkpoints / "step-1")})
     model = load_base(ref, root=tmp_path, dtype=torch.bfloat16, device=torch.device("cpu"))
     expected = validation_losses(LossModule(model), store, [store.validation], mesh=Mesh.single(torch.device("cpu")))
-    assert result.figures["trained/audio_loss"] == expected.audio != result.figures["base/audio_loss"]
+    assert result.figures["whole/audio_loss"] == expected.audio != result.figures["base/audio_loss"]
     assert checkpoints / "step-1/manifest.json" in result.inputs
-    assert " trained; " in result.summary
+    assert " base, " in result.summary
+    assert " whole; " in result.summary
 
 
 def test_a_missing_jiwer_is_said_before_anything_is_loaded(
-    context: StepContext, write_store: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    merged: Path, context: StepContext, write_store: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_store(held_out=1)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -230,7 +247,7 @@ def test_evaluate_without_samples_reports_the_losses(
     write_store(held_out=1)
     result = evaluate.run(evaluate_job(samples=0), context)
     assert result.figures["samples"] == 0
-    assert "trained/code_accuracy" not in result.figures
+    assert "merged/code_accuracy" not in result.figures
     assert [path.name for path in (context.root / "runs/t/evaluation").glob("*.wav")] == []
 
 
@@ -244,7 +261,7 @@ def test_prompts_of_the_training_are_spoken_when_asked_for(
     assert "of the codes as recorded" in result.summary
 
 
-def test_evaluate_step_mistakes(context: StepContext, write_store: Callable[..., Path]) -> None:
+def test_evaluate_step_mistakes(merged: Path, context: StepContext, write_store: Callable[..., Path]) -> None:
     with pytest.raises(StepError, match="store") as raised:
         evaluate.run(evaluate_job(), context)
     assert raised.value.code == ExitCode.MISSING_INPUT
@@ -252,6 +269,10 @@ def test_evaluate_step_mistakes(context: StepContext, write_store: Callable[...,
     with pytest.raises(StepError, match=r"data\.validation\.fraction"):
         evaluate.run(evaluate_job(), context)
     write_store(held_out=1)
+    save(context.root, lora(rank=4), 2, 4.0)  # a better one than was merged
+    with pytest.raises(StepError, match=r"made from another adapter than .*step-2.*\n.*run the merge step again"):
+        evaluate.run(evaluate_job(), context)
+    merged.rename(merged.with_name("elsewhere"))
     with pytest.raises(StepError, match="merge step") as raised:
         evaluate.run(evaluate_job(), context)
     assert raised.value.code == ExitCode.MISSING_INPUT
@@ -300,4 +321,4 @@ def test_a_merge_is_quantised_and_evaluated(
 
     # What the step measures is what the evaluation finds in the model as it is loaded.
     figures = evaluate.run(evaluate_job(samples=0), context).figures
-    assert figures["trained/audio_loss"] == pytest.approx(told["difference"]["audio_loss"], abs=0.02)
+    assert figures["merged/audio_loss"] == pytest.approx(told["difference"]["audio_loss"], abs=0.02)

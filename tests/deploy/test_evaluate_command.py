@@ -26,13 +26,14 @@ from higgsc.contract.outcome import ExitCode, StepError  # noqa: E402
 from higgsc.deploy.evaluate.recognise import Recogniser  # noqa: E402
 from higgsc.deploy.evaluate.words import normalise  # noqa: E402
 from tests.deploy.judges import tiny_wavlm, tiny_whisper  # noqa: E402
+from tests.deploy.small_run import lora, save  # noqa: E402
 
 
 @pytest.mark.slow
 def test_the_command_on_a_run_with_models_that_listen(
     merged: Path, context: StepContext, write_store: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the run's folder alone; the checkpoint's adapter says what the merge of it says, as far as rounding goes."""
+    """From the run's folder alone: base, adapter and merge of it, which says the same as far as rounding goes."""
     write_store(held_out=1)
     monkeypatch.chdir(context.root)
     whisper, wavlm = tiny_whisper(context.root / "judges/whisper"), tiny_wavlm(context.root / "judges/wavlm")
@@ -48,11 +49,12 @@ def test_the_command_on_a_run_with_models_that_listen(
 
     found = higgsc(*listen)
     folder = context.root / "runs/t/evaluation"
-    assert (found["kind"], found["trained"], found["store"]) == ("merged", "runs/t/merged", "runs/t/store")
+    assert list(found["models"]) == ["base", "adapter", "merged"]
+    assert (found["models"]["merged"]["place"], found["store"]) == ("runs/t/merged", "runs/t/store")
     assert (found["recogniser"]["name"], found["similarity"]["name"]) == ("judges/whisper", "./judges/wavlm")
     (sample,) = found["samples"]
-    voices = ("recording", "base", "trained")
-    said = {who: soundfile.read(folder / sample[who]["wav"], dtype="float32")[0] for who in voices}
+    voices = {"recording": sample["recording"], **sample["spoken"]}
+    said = {who: soundfile.read(folder / one["wav"], dtype="float32")[0] for who, one in voices.items()}
     cpu = torch.device("cpu")
     recogniser = Recogniser.load(str(whisper), root=context.root, device=cpu, language="ar")
     extractor, model = AutoFeatureExtractor.from_pretrained(wavlm), WavLMForXVector.from_pretrained(wavlm).eval()
@@ -66,22 +68,48 @@ def test_the_command_on_a_run_with_models_that_listen(
     reference = embedding(soundfile.read(folder / sample["reference"], dtype="float32")[0])
     for who, wave in said.items():
         transcript = recogniser.transcribe(wave)
-        assert sample[who]["transcript"] == transcript
+        one = voices[who]
+        assert one["transcript"] == transcript
         expected = jiwer.wer(normalise(sample["target_text"]), normalise(transcript))
-        total = found["recordings" if who == "recording" else f"{who}_totals"]
-        assert sample[who]["word_errors"] == expected == total["word_errors"]
+        total = found["recordings"] if who == "recording" else found["models"][who]["totals"]
+        assert one["word_errors"] == expected == total["word_errors"]
         if len(wave) >= 12_000:
-            assert sample[who]["similarity"] == pytest.approx(embedding(wave) @ reference, abs=1e-4)
+            assert one["similarity"] == pytest.approx(embedding(wave) @ reference, abs=1e-4)
         else:
-            assert sample[who]["similarity"] is None
+            assert one["similarity"] is None
 
-    adapter = higgsc("--select", "best", "-o", "compared")
-    assert (adapter["kind"], adapter["trained"]) == ("adapter", "runs/t/checkpoints/step-1/adapter")
-    assert adapter["dtype"] == "float32"
-    assert adapter["trained_losses"]["audio"] == pytest.approx(found["trained_losses"]["audio"], rel=0.02)
-    assert adapter["trained_losses"]["audio"] != pytest.approx(adapter["base_losses"]["audio"], rel=1e-3)
+    # An adapter alone computes as its base is stored; a merge of it that lies elsewhere is named.
+    run, elsewhere = context.root / "runs/t", context.root / "elsewhere"
+    merged.rename(elsewhere)
+    alone = higgsc("--samples", "0", "-o", "alone")
+    assert {kind: one["place"] for kind, one in alone["models"].items()} == {
+        "base": "builtin:tiny", "adapter": "runs/t/checkpoints/step-1/adapter"
+    }  # fmt: skip
+    assert (found["dtype"], alone["dtype"]) == ("bfloat16", "float32")
+    audio = [alone["models"][kind]["losses"]["audio"] for kind in ("base", "adapter")]
+    assert audio[1] == pytest.approx(found["models"]["merged"]["losses"]["audio"], rel=0.02)
+    assert audio[1] != pytest.approx(audio[0], rel=1e-3)
+    named = higgsc("--samples", "0", "-o", "named", "--merged", "elsewhere")
+    assert named["models"]["merged"] == {**named["models"]["merged"], "place": "elsewhere"}
+    assert named["models"]["merged"]["losses"] == found["models"]["merged"]["losses"]
+    elsewhere.rename(merged)
+
+    # Of a merge whose checkpoint is gone, that is said; a checkpoint that it is not of is compared without it.
+    save(context.root, lora(rank=4), 2, 4.0)
+    other = higgsc("--samples", "0", "--select", "best", "-o", "other")
+    assert other["models"]["adapter"]["place"].endswith("step-2/adapter")
+    assert "merged" not in other["models"]
+    assert list(higgsc("--samples", "0", "-o", "again")["models"]) == ["base", "adapter", "merged"]
+    (run / "checkpoints/step-1").rename(context.root / "gone")
+    result = CliRunner().invoke(command, ["runs/t", "--samples", "0"], catch_exceptions=False)
+    assert "is in none of the run's checkpoints any more" in result.stderr
+    assert "0 base" not in result.stdout
+    assert list(json.loads((folder / "evaluation.json").read_text())["models"]) == ["base", "merged"]
 
     for arguments, code, words in (
+        (["runs/t", "--select", "step-2", "--merged", "runs/t/merged"], ExitCode.USAGE, "made from another adapter"),
+        (["runs/t/merged", "--merged", "runs/t/merged"], ExitCode.USAGE, "--merged is for adapters"),
+        (["runs/t", "--merged", "runs/none"], ExitCode.MISSING_INPUT, "no such folder"),
         (["runs/t", "--recogniser", "./judges/wavlm"], ExitCode.BAD_DATA, "type `wavlm`, not `whisper`"),
         (["runs/t", "--similarity", "./judges/none"], ExitCode.MISSING_INPUT, "cannot load"),
         (["runs/t/merged", "--select", "last"], ExitCode.USAGE, "--select is for runs"),

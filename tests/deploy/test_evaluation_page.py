@@ -16,7 +16,7 @@ import pytest
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("torch")
 
-from higgsc.contract.evaluation import Evaluation, Heard, Judge, Losses, Prompt, Spoken  # noqa: E402
+from higgsc.contract.evaluation import Evaluation, Heard, Judge, Kind, Losses, Measured, Prompt, Spoken  # noqa: E402
 from higgsc.contract.outcome import StepError  # noqa: E402
 from higgsc.data.audio import write_wav  # noqa: E402
 from higgsc.data.page.pictures import curves  # noqa: E402
@@ -25,14 +25,16 @@ from higgsc.deploy.evaluate.report import page  # noqa: E402
 
 HOSTILE = "<script>alert(1)</script>\"'&]]><!--<img src=http://evil.example/x onerror=x>\0\u202e"
 SHOWN = HOSTILE.replace("\0", "\ufffd")
+KINDS: tuple[Kind, ...] = ("base", "adapter", "merged")
+PLACES = ("bosonai/base", "runs/arabic/checkpoints/step-9/adapter", "runs/arabic/merged")
 
 
 def prompt(folder: Path, number: int, text: str, **changes: Any) -> Prompt:
-    """A prompt whose files are there: half a second each, the trained model's with silence and clipping."""
+    """A prompt whose files are there: half a second each, the merged model's with silence and clipping."""
     random = np.random.default_rng(number)
-    for who in ("reference", "recording", "base", "trained"):
+    for who in ("reference", "recording", *KINDS):
         wave = random.normal(0, 0.1, 12_000).astype(np.float32)
-        if who == "trained":
+        if who == "merged":
             wave[:6_000], wave[-60:] = 0, 1
         write_wav(folder / f"{number}.{who}.wav", wave)
     said: dict[str, Any] = {"finished": True, "duration_ratio": 1.0, "code_accuracy": 0.25, "took_seconds": 0.1}
@@ -45,10 +47,18 @@ def prompt(folder: Path, number: int, text: str, **changes: Any) -> Prompt:
         "max_seconds": 3.0,
         "reference": f"{number}.reference.wav",
         "recording": heard(folder / f"{number}.recording.wav"),
-        "base": Spoken(**heard(folder / f"{number}.base.wav").model_dump(), **(said | {"finished": False})),
-        "trained": Spoken(**heard(folder / f"{number}.trained.wav").model_dump(), **said),
+        "spoken": {
+            kind: Spoken(**heard(folder / f"{number}.{kind}.wav").model_dump(), **said | {"finished": kind != "base"})
+            for kind in KINDS
+        },
     }
     return Prompt(**(fields | changes))
+
+
+def merged_with(one: Prompt, **changes: Any) -> Prompt:
+    """The prompt, with other figures of what the merged model said."""
+    merged = one.spoken["merged"].model_copy(update=changes)
+    return one.model_copy(update={"spoken": one.spoken | {"merged": merged}})
 
 
 def evaluation(prompts: list[Prompt], **changes: Any) -> Evaluation:
@@ -56,9 +66,6 @@ def evaluation(prompts: list[Prompt], **changes: Any) -> Evaluation:
     fields: dict[str, Any] = {
         "higgsc": "0",
         "name": "arabic",
-        "kind": "merged",
-        "trained": "runs/arabic/merged",
-        "base": "bosonai/base",
         "revision": "abc",
         "audio_tokenizer": "bosonai/tokenizer",
         "store": "runs/arabic/store",
@@ -73,11 +80,15 @@ def evaluation(prompts: list[Prompt], **changes: Any) -> Evaluation:
         "similarity": None,
         "spec_sha256": None,
         "held_out": 40,
-        "base_losses": losses,
-        "trained_losses": losses.model_copy(update={"audio": 3.25}),
+        "models": {
+            kind: Measured(
+                place=place,
+                losses=losses.model_copy(update={"audio": audio}),
+                totals=totals(prompts, lambda one, kind=kind: one.spoken[kind]),
+            )
+            for kind, place, audio in zip(KINDS, PLACES, (4.5, 3.5, 3.25), strict=True)
+        },
         "recordings": totals(prompts, lambda one: one.recording),
-        "base_totals": totals(prompts, lambda one: one.base),
-        "trained_totals": totals(prompts, lambda one: one.trained),
         "samples": tuple(prompts),
     }
     return Evaluation(**(fields | changes))
@@ -117,10 +128,11 @@ def rows(root: ElementTree.Element) -> dict[str, list[str]]:
 
 def test_hostile_texts_are_shown_and_do_nothing(tmp_path: Path) -> None:
     one = prompt(tmp_path, 0, HOSTILE, id=HOSTILE, speaker=HOSTILE, reference_text=HOSTILE)
-    one = one.model_copy(update={"trained": one.trained.model_copy(update={"transcript": HOSTILE, "word_errors": 2.0})})
+    one = merged_with(one, transcript=HOSTILE, word_errors=2.0)
     judge = Judge(name=HOSTILE, commit=HOSTILE)
-    changes = {"name": HOSTILE, "base": HOSTILE, "trained": HOSTILE, "store": HOSTILE, "recogniser": judge}
-    root = parsed(evaluation([one], **changes, spec_sha256="1" * 64), tmp_path, spec=f"a: '{HOSTILE}'\n")
+    found = evaluation([one], name=HOSTILE, store=HOSTILE, recogniser=judge, spec_sha256="1" * 64)
+    hostile = {kind: model.model_copy(update={"place": HOSTILE}) for kind, model in found.models.items()}
+    root = parsed(found.model_copy(update={"models": hostile}), tmp_path, spec=f"a: '{HOSTILE}'\n")
     assert texts(root, "h1") == [SHOWN]
     assert texts(root, "p", "text") == [SHOWN, SHOWN, SHOWN]  # said, understood, and the reference's
     assert texts(root, "bdi") == [SHOWN, SHOWN]
@@ -139,33 +151,36 @@ def test_texts_run_in_their_own_direction_and_name_their_language(tmp_path: Path
     assert root.get("lang") == "en"
 
 
-def test_each_prompt_has_four_players_with_the_sound_of_its_files(tmp_path: Path) -> None:
+def test_each_prompt_has_five_players_with_the_sound_of_its_files(tmp_path: Path) -> None:
     root = parsed(evaluation([prompt(tmp_path, 0, "a"), prompt(tmp_path, 1, "b")]), tmp_path)
     played = []
     for player in root.iter("audio"):
         samples, rate = soundfile.read(io.BytesIO(base64.b64decode(str(player.get("src")).split(",")[1])))
         assert rate == 24_000
         played.append(samples)
-    order = [f"{number}.{who}.wav" for number in (0, 1) for who in ("trained", "base", "recording", "reference")]
+    voices = ("merged", "adapter", "base", "recording", "reference")
+    order = [f"{number}.{who}.wav" for number in (0, 1) for who in voices]
     for samples, name in zip(played, order, strict=True):
         assert np.array_equal(samples, soundfile.read(tmp_path / name)[0])
     facts = texts(root, "div", "facts soft")
     assert "48% silence" in facts[0]
     assert "0.50% clipped" in facts[0]
-    assert "did not end within 3.0 s" in facts[1]
+    assert "did not end" not in facts[1]
+    assert "did not end within 3.0 s" in facts[2]
 
 
 def test_the_tables_say_what_the_report_says(tmp_path: Path) -> None:
-    heard_by_both = {"transcript": "a b", "word_errors": 0.5, "character_errors": 0.125, "similarity": 0.875}
-    one = prompt(tmp_path, 0, "a c")
-    one = one.model_copy(update={"trained": one.trained.model_copy(update=heard_by_both)})
-    shown = rows(parsed(evaluation([one]), tmp_path))
-    assert shown["audio"] == ["4.500", "3.250", "-1.250"]
-    assert shown["codebook 7"] == ["8.000", "8.000", "+0.000"]
-    assert shown["spoken to the end"] == ["0 of 1", "1 of 1", "–"]
-    assert shown["word errors"] == ["–", "50%", "–"]
-    assert shown["similarity to the reference voice"] == ["–", "0.88", "–"]
-    assert shown["real-time factor"] == ["0.20", "0.20", "–"]
+    judged = {"transcript": "a b", "word_errors": 0.5, "character_errors": 0.125, "similarity": 0.875}
+    root = parsed(evaluation([merged_with(prompt(tmp_path, 0, "a c"), **judged)]), tmp_path)
+    columns = [texts(row, "th") for row in root.iter("tr") if row.find("th[@scope='col']") is not None]
+    assert columns == [["base", "adapter", "merged", last] for last in ("change", "recording")]
+    shown = rows(root)
+    assert shown["audio"] == ["4.500", "3.500", "3.250", "-1.250"]
+    assert shown["codebook 7"] == ["8.000", "8.000", "8.000", "+0.000"]
+    assert shown["spoken to the end"] == ["0 of 1", "1 of 1", "1 of 1", "–"]
+    assert shown["word errors"] == ["–", "–", "50%", "–"]
+    assert shown["similarity to the reference voice"] == ["–", "–", "0.88", "–"]
+    assert shown["real-time factor"] == ["0.20", "0.20", "0.20", "–"]
     assert "word errors" not in rows(parsed(evaluation([prompt(tmp_path, 0, "a")]), tmp_path))
 
 
@@ -176,18 +191,16 @@ def test_nothing_said_and_nothing_asked(tmp_path: Path) -> None:
         wav="empty.wav", seconds=0, silence=None, clipped=None, transcript=None, word_errors=None,
         character_errors=None, similarity=None,
     )  # fmt: skip
-    one = prompt(tmp_path, 0, "a")
-    one = one.model_copy(update={"trained": one.trained.model_copy(update=nothing.model_dump())})
-    root = parsed(evaluation([one]), tmp_path)
+    root = parsed(evaluation([merged_with(prompt(tmp_path, 0, "a"), **nothing.model_dump())]), tmp_path)
     assert "nothing was said" in texts(root, "p", "soft")
-    assert rows(root)["real-time factor"] == ["0.20", "–", "–"]
+    assert rows(root)["real-time factor"] == ["0.20", "0.20", "–", "–"]
     assert not list(parsed(evaluation([]), tmp_path).iter("audio"))
 
 
 def test_only_so_many_are_played(tmp_path: Path) -> None:
     one = prompt(tmp_path, 0, "a")
     root = parsed(evaluation([one] * 30), tmp_path)
-    assert len(list(root.iter("audio"))) == 4 * 24
+    assert len(list(root.iter("audio"))) == 5 * 24
     assert any("the first 24 of 30" in heading for heading in texts(root, "h2"))
 
 

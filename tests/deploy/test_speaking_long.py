@@ -15,6 +15,7 @@ soundfile = pytest.importorskip("soundfile")
 from higgsc.cli.generate import command  # noqa: E402
 from higgsc.contract.outcome import ExitCode, StepError  # noqa: E402
 from higgsc.data.audio import read_mono  # noqa: E402
+from higgsc.data.layout import DEFAULT_SYSTEM  # noqa: E402
 from higgsc.deploy.chunks import chunks  # noqa: E402
 from higgsc.deploy.generate import Speaker  # noqa: E402
 from higgsc.deploy.merge.fold import merge_adapter  # noqa: E402
@@ -47,7 +48,7 @@ def test_a_long_text_is_its_pieces_one_after_the_other(speaker: Speaker, voice: 
     # Each piece is what its text gives alone, with the piece's seed: the reference is all that it is told besides.
     for index, (text, piece) in enumerate(zip(texts, pieces, strict=True)):
         seed = 3 if index == 0 else torch_seed(3, Purpose.SAMPLING, index)
-        prefix, middle = speaker._segments(voice, text)
+        prefix, middle = speaker._segments(voice, text, DEFAULT_SYSTEM, None)
         alone = speaker.respond(prefix, voice.codes, middle, seed=seed, sampling=Sampling(), max_seconds=0.6)
         assert np.array_equal(alone.codes, piece.codes)
 
@@ -174,8 +175,10 @@ def test_mistakes_are_found_before_anything_is_loaded(tmp_path: Path, monkeypatc
         (("--file", "latin.txt"), ExitCode.BAD_DATA, "UTF-8"),
         (("--file", "no.txt"), ExitCode.MISSING_INPUT, "no.txt"),
         (("--text", "..."), ExitCode.USAGE, "nothing to say"),
-        (("--text", "a", "--file", "lines.txt"), 2, "either --text or --file"),
-        ((), 2, "either --text or --file"),
+        (("--text", "a", "--file", "lines.txt"), 2, "one of --text, --file and --prompts"),
+        ((), 2, "one of --text, --file and --prompts"),
+        (("--text", "a", "--reference", "none.wav"), ExitCode.MISSING_INPUT, "none.wav: the audio file does not exist"),
+        (("--text", "a", "--reference-text", "..."), ExitCode.USAGE, "nothing to say"),
         (("--text", "a", "--seed", "-1"), 2, "seed"),
         (("--text", "a", "--top-p", "0"), 2, "top-p"),
     ):

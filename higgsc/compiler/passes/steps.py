@@ -164,12 +164,13 @@ def _merge(ir: Ir) -> Step:
 def _evaluate(ir: Ir) -> Step:
     assert ir.spec.evaluate is not None
     output, best, whole = ir.text("output"), ir.spec.checkpoint.best, ir.spec.lora is None
-    trained = jobs.SelectJob(checkpoints=f"{output}/checkpoints", select="best", best=best)
+    select = "best" if whole or ir.spec.merge is None else ir.spec.merge.select
+    trained = jobs.SelectJob(checkpoints=f"{output}/checkpoints", select=select, best=best)
     job = jobs.EvaluateJob(
         **_common(ir),
         store=ir.text("data.store"),
         merged=None if whole else f"{output}/merged",
-        trained=trained if whole else None,
+        trained=trained,
         samples=ir.spec.evaluate.samples,
         prompts=ir.spec.evaluate.prompts,
         temperature=ir.spec.evaluate.temperature,

@@ -84,10 +84,8 @@ def voiced(
 
 
 def _each(prompt: Prompt, measure: Callable[[Heard], dict[str, object]], done: Done, what: str) -> Prompt:
-    """A prompt with more figures of its recording and of both voices."""
+    """A prompt with more figures of its recording and of all that was spoken."""
     done(f"{prompt.id}, {what}")
-    told = {
-        name: one.model_copy(update=measure(one))
-        for name, one in (("recording", prompt.recording), ("base", prompt.base), ("trained", prompt.trained))
-    }
-    return prompt.model_copy(update=told)
+    recording = prompt.recording.model_copy(update=measure(prompt.recording))
+    spoken = {kind: one.model_copy(update=measure(one)) for kind, one in prompt.spoken.items()}
+    return prompt.model_copy(update={"recording": recording, "spoken": spoken})

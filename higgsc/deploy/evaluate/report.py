@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from higgsc.catalog.codec import SAMPLE_RATE
-from higgsc.contract.evaluation import Evaluation, Heard, Judge, Losses, Prompt, Spoken, Totals
+from higgsc.contract.evaluation import Evaluation, Heard, Judge, Kind, Losses, Prompt, Spoken, Totals
 from higgsc.contract.outcome import StepError
 from higgsc.data.page.document import document, player, section, spoken, text, tiles
 from higgsc.data.page.pictures import curves
 from higgsc.deploy.evaluate.measures import read_back
 
 _PLAYED = 24
-"""Prompts with players: the page holds their sound, four recordings each."""
-_KINDS = {
-    "merged": "The merged model",
-    "adapter": "Base and adapter, unmerged,",
-    "whole": "A checkpoint of the whole model",
-    "model": "This model",
+"""Prompts with players: the page holds their sound, up to five recordings each."""
+_KINDS: dict[Kind, str] = {
+    "base": "the base",
+    "adapter": "the adapter, unmerged",
+    "merged": "the merged model",
+    "whole": "a checkpoint of the whole model",
+    "model": "this model",
 }
 _NONE = "–"
 
@@ -38,13 +39,14 @@ def page(found: Evaluation, folder: Path, *, metrics: Path, spec: str | None) ->
         StepError: A line of `metrics` is not what the train step writes (65).
     """
     count = len(found.samples)
+    trained = " and ".join(_KINDS[kind] for kind in found.models if kind != "base")
     head = (
-        f'<h1 dir="auto">{text(found.name)}</h1><span class="soft">{text(_KINDS[found.kind])} beside its base '
-        f"<bdi>{text(found.base)}</bdi>: losses on {found.held_out:,} held-out samples"
-        + (f", {count:,} {found.prompts} prompts spoken by both</span>" if count else "</span>")
+        f'<h1 dir="auto">{text(found.name)}</h1><span class="soft">{trained[:1].upper()}{trained[1:]} beside '
+        f"the base <bdi>{text(found.models['base'].place)}</bdi>: losses on {found.held_out:,} held-out samples"
+        + (f", {count:,} {found.prompts} prompts spoken by each</span>" if count else "</span>")
     )
     listed = found.samples[:_PLAYED]
-    note = "the same seed for both; recordings as the audio tokenizer gives them back"
+    note = "the same seed for all; recordings as the audio tokenizer gives them back"
     note += f"; the first {_PLAYED} of {count}" if count > _PLAYED else ""
     cards = "".join(_prompt(prompt, found.language, folder) for prompt in listed)
     parts = [
@@ -62,10 +64,11 @@ def page(found: Evaluation, folder: Path, *, metrics: Path, spec: str | None) ->
 
 
 def _tiles(found: Evaluation) -> str:
-    before, after, told = found.base_losses, found.trained_losses, found.trained_totals
+    last = list(found.models)[-1]
+    before, after, told = found.models["base"].losses, found.models[last].losses, found.models[last].totals
     shown = [
-        ("audio loss, base → trained", f"{before.audio:.2f} → {after.audio:.2f}", _worse(after.audio > before.audio)),
-        ("text loss, base → trained", f"{before.text:.2f} → {after.text:.2f}", _worse(after.text > before.text)),
+        (f"audio loss, base → {last}", f"{before.audio:.2f} → {after.audio:.2f}", _worse(after.audio > before.audio)),
+        (f"text loss, base → {last}", f"{before.text:.2f} → {after.text:.2f}", _worse(after.text > before.text)),
     ]
     if told.spoken:
         ended = told.finished or 0
@@ -83,7 +86,7 @@ def _worse(it_is: bool) -> str:
 
 
 def _speech(found: Evaluation) -> str:
-    voices = (found.base_totals, found.trained_totals, found.recordings)
+    voices = (*(one.totals for one in found.models.values()), found.recordings)
     rows: list[tuple[str, Callable[[Totals], str]]] = [
         ("spoken to the end", lambda one: _NONE if one.finished is None else f"{one.finished} of {one.spoken}"),
         ("length over the recordings'", lambda one: _share(one.duration_ratio)),
@@ -98,20 +101,20 @@ def _speech(found: Evaluation) -> str:
     ]
     shown = [(name, [of(one) for one in voices]) for name, of in rows]
     # What nothing measured, such as word errors without a recogniser, has no row.
-    return _table(("base", "trained", "recording"), ((name, row) for name, row in shown if set(row) != {_NONE}))
+    return _table((*found.models, "recording"), ((name, row) for name, row in shown if set(row) != {_NONE}))
 
 
 def _losses(found: Evaluation) -> str:
     def row(name: str, of: Callable[[Losses], float]) -> tuple[str, list[str]]:
-        before, after = of(found.base_losses), of(found.trained_losses)
-        return name, [f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"]
+        values = [of(one.losses) for one in found.models.values()]
+        return name, [*(f"{value:.3f}" for value in values), f"{values[-1] - values[0]:+.3f}"]
 
     rows = [row("audio", lambda one: one.audio), row("text", lambda one: one.text)]
     rows += [
         row(f"codebook {k}", lambda one, k=k: one.audio_codebooks[k])  # type: ignore[misc]
-        for k in range(len(found.base_losses.audio_codebooks))
+        for k in range(len(found.models["base"].losses.audio_codebooks))
     ]
-    return _table(("base", "trained", "change"), rows)
+    return _table((*found.models, "change"), rows)
 
 
 def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, list[str]]]) -> str:
@@ -124,12 +127,9 @@ def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, list[str]]]) -> s
 
 
 def _prompt(prompt: Prompt, language: str | None, folder: Path) -> str:
-    voices = [
-        ("Trained", prompt.trained, _about(prompt.trained, prompt)),
-        ("Base", prompt.base, _about(prompt.base, prompt)),
-        ("Recording", prompt.recording, _about(prompt.recording, prompt)),
-    ]
-    played = "".join(_voice(name, one, facts, prompt, language, folder) for name, one, facts in voices)
+    voices = [*((kind.capitalize(), one) for kind, one in reversed(prompt.spoken.items()))]
+    voices.append(("Recording", prompt.recording))
+    played = "".join(_voice(name, one, _about(one, prompt), prompt, language, folder) for name, one in voices)
     reference = (
         f'<div class="voice"><h3>Voice to speak in</h3>{_play(folder / prompt.reference, "reference")}'
         f"{spoken(prompt.reference_text, language)}</div>"
@@ -219,8 +219,7 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 def _facts(found: Evaluation) -> str:
     at = f", revision {found.revision}" if found.revision else ""
     facts = [
-        ("trained", found.trained),
-        ("base", f"{found.base}{at}"),
+        *((kind, one.place + (at if kind == "base" else "")) for kind, one in found.models.items()),
         ("audio tokenizer", found.audio_tokenizer),
         ("store", f"{found.store}, SHA-256 of its record {found.store_sha256}"),
         ("computed in", f"{found.dtype} on {found.device}"),

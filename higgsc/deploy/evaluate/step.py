@@ -1,20 +1,20 @@
-"""The evaluate step: base and trained model side by side, in `evaluation.json` and on one page.
+"""The evaluate step: the base, the adapter on it and the merged model side by side, in `evaluation.json` and on a page.
 
-Losses with text and codes given say whether held-out speech is predicted better. Prompts spoken by both, with the same
-seeds, say whether it speaks at all, and stops; where the spec names them, a recogniser and a speaker verification
+Losses with text and codes given say whether held-out speech is predicted better. Prompts spoken by all, with the same
+seeds, say whether each speaks at all, and stops; where the spec names them, a recogniser and a speaker verification
 model listen to what was said.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import higgsc
-from higgsc.contract.evaluation import EVALUATION_FILE, PAGE_FILE, Evaluation, Losses, Prompt, Spoken
+from higgsc.contract.evaluation import EVALUATION_FILE, PAGE_FILE, Evaluation, Kind, Losses, Measured, Prompt, Spoken
 from higgsc.contract.heartbeat import HeartbeatWriter
 from higgsc.contract.jobs import EvaluateJob, MeshJob, StepContext
 from higgsc.contract.outcome import StepError, StepResult
@@ -26,6 +26,8 @@ from higgsc.data.loading import load_codec
 from higgsc.data.page.document import write_whole
 from higgsc.data.places import fetch_store
 from higgsc.data.store import STORE_FILE, Store
+from higgsc.deploy.adapted import put_on
+from higgsc.deploy.base import folder_ref
 from higgsc.deploy.evaluate.listening import check_judges, understood, voiced
 from higgsc.deploy.evaluate.losses import losses
 from higgsc.deploy.evaluate.measures import heard, totals
@@ -54,19 +56,20 @@ def run(job: EvaluateJob, context: StepContext) -> StepResult:
     folder = context.path(job.evaluation)
     return StepResult(
         summary=summary(found),
-        inputs=(fetch_store(job.store, job, context) / STORE_FILE, trained.proof),
+        inputs=(fetch_store(job.store, job, context) / STORE_FILE, *(one.proof for one in trained)),
         outputs=(folder / EVALUATION_FILE, folder / PAGE_FILE),
         figures=_figures(found),
     )
 
 
-def evaluate(job: EvaluateJob, context: StepContext, trained: Trained, beat: Beat) -> Evaluation:
-    """Measure base and trained model, and write the folder `job.evaluation`: report, page and WAV files.
+def evaluate(job: EvaluateJob, context: StepContext, trained: Sequence[Trained], beat: Beat) -> Evaluation:
+    """Measure the base and what was trained, and write the folder `job.evaluation`: report, page and WAV files.
 
     Args:
         job: What is measured; `merged` and `trained` of it are not looked at.
         context: Where.
-        trained: The model that is compared with `job.model`.
+        trained: The models that are compared with `job.model`, at least one; an adapter comes first. All compute in the
+            number format that the last is stored in.
         beat: Told how far it has come.
 
     Raises:
@@ -83,11 +86,12 @@ def evaluate(job: EvaluateJob, context: StepContext, trained: Trained, beat: Bea
         )
     check_judges(job, context.root)
     base = base_folder(job.model.base, job.model.revision, root=context.root)
-    dtype = trained.dtype(base)
+    for one in trained:
+        one.check(base)
+    dtype = trained[-1].dtype(base)
     prompts = tasks(job, store)
-    progress = _Progress(
-        beat, total=2 + len(prompts) * (2 + (job.recogniser is not None) + (job.similarity is not None))
-    )
+    models, judges = 1 + len(trained), (job.recogniser is not None) + (job.similarity is not None)
+    progress = _Progress(beat, total=models + len(prompts) * (models + judges))
     alone = MeshJob(replicate=1, shard=1)
     with open_mesh(alone, job.device, rank=context.rank, world_size=context.world_size) as mesh:
         codec = load_codec(job.model, root=context.root, device=mesh.device)
@@ -97,23 +101,28 @@ def evaluate(job: EvaluateJob, context: StepContext, trained: Trained, beat: Bea
                 job=job, store=store, mesh=mesh, codec=codec, prompts=prompts, folder=folder, done=progress.next
             )
             model = load_base(job.model, root=context.root, dtype=dtype, device=mesh.device)
-            base_losses, by_base = work.of(model, base, "base")
-            del model
-            gc.collect()  # two models at a time may not fit
-            model = trained.load(job.model, root=context.root, dtype=dtype, device=mesh.device)
-            trained_losses, by_trained = work.of(model, trained.layout_folder(base), "trained")
+            found_losses: dict[Kind, Losses] = {}
+            told: dict[Kind, list[Spoken]] = {}
+            found_losses["base"], told["base"] = work.of(model, base, "base")
+            for one in trained:
+                if one.kind == "adapter":  # onto the base, which is still there
+                    model = put_on(model, one.folder, base=base)
+                else:
+                    del model
+                    gc.collect()  # two models at a time may not fit
+                    model = load_base(folder_ref(one.folder), root=context.root, dtype=dtype, device=mesh.device)
+                found_losses[one.kind], told[one.kind] = work.of(model, one.layout_folder(base), one.kind)
             del model
             gc.collect()
-            made = work.together(by_base, by_trained)
+            made = work.together(told)
             made, recogniser = understood(made, job, context.root, mesh.device, folder, progress.next)
             made, similarity = voiced(made, job, context.root, mesh.device, folder, progress.next)
             spec = _spec(job, context)
+            places: dict[Kind, str] = {"base": job.model.base}
+            places |= {one.kind: _shown(one.folder, context.root) for one in trained}
             found = Evaluation(
                 higgsc=higgsc.__version__,
                 name=job.name,
-                kind=trained.kind,
-                trained=_shown(trained.folder, context.root),
-                base=job.model.base,
                 revision=job.model.revision,
                 audio_tokenizer=job.model.audio_tokenizer,
                 store=job.store,
@@ -128,11 +137,15 @@ def evaluate(job: EvaluateJob, context: StepContext, trained: Trained, beat: Bea
                 similarity=similarity,
                 spec_sha256=None if spec is None else sha256_file(spec),
                 held_out=len(store.validation),
-                base_losses=base_losses,
-                trained_losses=trained_losses,
-                recordings=totals(made, lambda one: one.recording),
-                base_totals=totals(made, lambda one: one.base),
-                trained_totals=totals(made, lambda one: one.trained),
+                models={
+                    kind: Measured(
+                        place=place,
+                        losses=found_losses[kind],
+                        totals=totals(made, lambda prompt, kind=kind: prompt.spoken[kind]),  # type: ignore[misc]
+                    )
+                    for kind, place in places.items()
+                },
+                recordings=totals(made, lambda prompt: prompt.recording),
                 samples=tuple(made),
             )
             (folder / EVALUATION_FILE).write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -157,7 +170,7 @@ class _Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Work:
-    """What is done with each of the two models."""
+    """What is done with each of the models."""
 
     job: EvaluateJob
     store: Store
@@ -182,10 +195,10 @@ class _Work:
         )
         return found, told
 
-    def together(self, by_base: list[Spoken], by_trained: list[Spoken]) -> list[Prompt]:
-        """The prompts with what both made of them, and the recordings beside."""
+    def together(self, told: Mapping[Kind, list[Spoken]]) -> list[Prompt]:
+        """The prompts with what each model made of them, and the recordings beside."""
         made = []
-        for task, one, other in zip(self.prompts, by_base, by_trained, strict=True):
+        for number, task in enumerate(self.prompts):
             reference, recording = write_recordings(task, self.codec, self.folder)
             made.append(
                 Prompt(
@@ -197,8 +210,7 @@ class _Work:
                     max_seconds=task.max_seconds,
                     reference=reference.name,
                     recording=heard(recording),
-                    base=one,
-                    trained=other,
+                    spoken={kind: by_one[number] for kind, by_one in told.items()},
                 )
             )
         return made
@@ -206,9 +218,9 @@ class _Work:
 
 def summary(found: Evaluation) -> str:
     """One line for people."""
-    what = "merged" if found.kind == "merged" else "trained"
-    line = f"validation audio loss {found.base_losses.audio:.2f} with the base, {found.trained_losses.audio:.2f} {what}"
-    told = found.trained_totals
+    losses = ", ".join(f"{one.losses.audio:.2f} {kind}" for kind, one in found.models.items())
+    line = f"validation audio loss {losses}"
+    told = list(found.models.values())[-1].totals
     if not told.spoken:
         return line
     line += f"; {told.finished} of {told.spoken} {found.prompts} prompts spoken to the end"
@@ -223,13 +235,10 @@ def summary(found: Evaluation) -> str:
 
 def _figures(found: Evaluation) -> dict[str, float | int | str]:
     figures: dict[str, float | int | str] = {"samples": len(found.samples)}
-    for who, of, told in (
-        ("base", found.base_losses, found.base_totals),
-        ("trained", found.trained_losses, found.trained_totals),
-    ):
-        figures |= {f"{who}/audio_loss": of.audio, f"{who}/text_loss": of.text}
-        measured = told.model_dump(exclude={"spoken"}, exclude_none=True)
-        figures |= {f"{who}/{name}": value for name, value in measured.items()}
+    for kind, one in found.models.items():
+        figures |= {f"{kind}/audio_loss": one.losses.audio, f"{kind}/text_loss": one.losses.text}
+        measured = one.totals.model_dump(exclude={"spoken"}, exclude_none=True)
+        figures |= {f"{kind}/{name}": value for name, value in measured.items()}
     return figures
 
 
