@@ -22,7 +22,7 @@ def pages() -> dict[Path, str]:
     """Every generated page by its path."""
     return {
         DOCS / "schema" / "higgsc.v1.json": json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n",
-        DOCS / "schema" / "evaluation.v2.json": _result_schema(),
+        DOCS / "schema" / "evaluation.v3.json": _result_schema(),
         DOCS / "reference" / "codes.md": _codes(),
         DOCS / "reference" / "spec.md": _spec(json_schema()),
     }

@@ -1,4 +1,4 @@
-"""The guide to speaking: its first Python example runs as it stands, and it names every option there is."""
+"""The guide to speaking: its first Python examples run as they stand, and it names every option there is."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "speaking.md").read_text("utf-8")
 
 
-def test_the_python_example_runs(
+def test_the_python_examples_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "specs").symlink_to(ROOT / "specs")
     monkeypatch.chdir(tmp_path)
-    example = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)[0]
-    exec(compile(example, "speaking.md", "exec"), {"__name__": "example"})
+    names: dict[str, object] = {"__name__": "example"}
+    for example in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)[:2]:
+        exec(compile(example, "speaking.md", "exec"), names)
     assert (tmp_path / "out.wav").stat().st_size > 44
     assert re.search(r"\d s, (ended|cut off), codes \(\d+, 8\)\n(\d\.\d\d s more\n)+$", capsys.readouterr().out)
+    assert len(list(tmp_path.glob("*.wav"))) == 3  # the second example's, by the ids of the prompts
 
 
 def test_the_limits_are_those_of_the_code() -> None:
@@ -54,5 +56,7 @@ def test_every_option_of_the_sampling_is_in_the_guide() -> None:
             "max_seconds",
             "force",
             "adapter",
+            "prompts",
+            "form",
         }:
             assert one.opts[0] in GUIDE

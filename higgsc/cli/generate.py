@@ -119,8 +119,8 @@ def command(
     if sum(source is not None for source in (text, file, prompts)) != 1:
         raise click.UsageError("say what to speak with one of --text, --file and --prompts")
     given = {"--reference": reference, "--reference-text": reference_text}
-    if prompts is not None and (own := [name for name, value in given.items() if value is not None]):
-        raise click.UsageError(f"--prompts have a reference each: leave {' and '.join(own)} out")
+    if prompts is not None and (twice := [name for name, value in given.items() if value is not None]):
+        raise click.UsageError(f"--prompts have a reference each: leave {' and '.join(twice)} out")
     if prompts is None and (missing := [name for name, value in given.items() if value is None]):
         raise click.UsageError(f"say whose voice it is with {' and '.join(missing)}")
     if prompts is None and form is not None:
@@ -154,7 +154,7 @@ def command(
     for number, take in enumerate(takes, start=1):
         own = take.prompt
         voice = voice_of(reference, reference_text) if own is None else voice_of(own.reference, own.reference_text)
-        setting = {} if own is None else {"system": own.system, "scene": own.scene}
+        setting: dict[str, Any] = {} if own is None else {"system": own.system, "scene": own.scene}
         with _progress(f"{number}/{len(takes)} {take.wav.name}") as after_row:
             speech = speaker.speak(
                 voice, take.text, seed=take.seed, sampling=sampling, max_seconds=max_seconds, after_row=after_row,

@@ -127,8 +127,8 @@ def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, list[str]]]) -> s
 
 
 def _prompt(prompt: Prompt, language: str | None, folder: Path) -> str:
-    voices = [*((kind.capitalize(), one) for kind, one in reversed(prompt.spoken.items()))]
-    voices.append(("Recording", prompt.recording))
+    spoken_by: list[tuple[str, Heard]] = [(kind.capitalize(), one) for kind, one in reversed(prompt.spoken.items())]
+    voices = [*spoken_by, ("Recording", prompt.recording)]
     played = "".join(_voice(name, one, _about(one, prompt), prompt, language, folder) for name, one in voices)
     reference = (
         f'<div class="voice"><h3>Voice to speak in</h3>{_play(folder / prompt.reference, "reference")}'

@@ -173,11 +173,11 @@ class Routes:
         )
         media_type = sound.MEDIA_TYPES[form]
         if form == "pcm":
-            first = await _unless_gone(request, _first(pieces))
+            # The status is sent with the first sound: until then an error is still one.
+            first = _spoken(await _unless_gone(request, _first(pieces)))
             return StreamingResponse(_stream(first, pieces), media_type=media_type)
         said = await _unless_gone(request, _collect(pieces))
-        if not sum(len(piece.wave) for piece in said):
-            raise RequestError(500, "the model ended before it said anything; try another seed", code="no_speech")
+        _spoken(next((piece for piece in said if len(piece.wave)), None))
         finished = all(piece.finished for piece in said)
         body = await run_in_threadpool(sound.encode, np.concatenate([piece.wave for piece in said]), form)
         return Response(body, media_type=media_type, headers={"X-Speech-Finished": str(finished).lower()})
@@ -195,18 +195,28 @@ async def _left(_: Request, __: ClientDisconnect) -> Response:
 
 
 async def _first(pieces: AsyncIterator[Speech]) -> Speech | None:
-    return await anext(pieces, None)
+    """The first piece that holds any sound; None if none does."""
+    async for piece in pieces:
+        if len(piece.wave):
+            return piece
+    return None
+
+
+def _spoken(piece: Speech | None) -> Speech:
+    """Raises RequestError (500) where nothing was said."""
+    if piece is None:
+        raise RequestError(500, "the model ended before it said anything; try another seed", code="no_speech")
+    return piece
 
 
 async def _collect(pieces: AsyncIterator[Speech]) -> list[Speech]:
     return [piece async for piece in pieces]
 
 
-async def _stream(first: Speech | None, pieces: AsyncGenerator[Speech, None]) -> AsyncIterator[bytes]:
+async def _stream(first: Speech, pieces: AsyncGenerator[Speech, None]) -> AsyncIterator[bytes]:
     """Ends early, without the end that HTTP has for it, when something goes wrong in the middle."""
     async with aclosing(pieces):
-        if first is not None:
-            yield sound.pcm(first.wave)
+        yield sound.pcm(first.wave)
         async for piece in pieces:
             yield sound.pcm(piece.wave)
 

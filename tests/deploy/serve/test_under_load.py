@@ -131,6 +131,29 @@ def test_an_error_of_the_model_is_that_of_one_request(
         assert server.figure('higgsc_dropped_total{reason="error"}') == 1
 
 
+@pytest.mark.parametrize("form", ["wav", "pcm"])
+def test_a_take_that_is_nothing_is_an_error_in_a_stream_too(
+    serving: Callable[..., Any], speaker: Any, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """The status waits for the first sound, so that nothing at all is no 200 with an empty body."""
+
+    def piece(frames: int) -> Speech:
+        return Speech(
+            wave=np.full(960 * frames, 0.5, np.float32), codes=np.zeros((frames, 8), np.uint16), finished=True
+        )
+
+    told: list[Speech] = [piece(0), piece(0)]
+    monkeypatch.setattr(speaker, "pieces", lambda *_, **__: iter(told))
+    with serving() as server:
+        answer = server.speech(response_format=form)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "no_speech")
+        server.wait_for("higgsc_speaking", 0)
+        told += [piece(2), piece(0), piece(1)]
+        answer = server.speech(response_format=form)
+        assert answer.status_code == 200
+        assert len(answer.content) == 3 * 960 * 2 + (44 if form == "wav" else 0)
+
+
 def test_many_clients_with_good_and_bad_requests(server: Any) -> None:
     def ask(number: int) -> int:
         with httpx.Client(base_url=server.client.base_url, timeout=60) as client:
