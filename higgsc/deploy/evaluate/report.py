@@ -18,7 +18,7 @@ _PLAYED = 24
 """Prompts with players: the page holds their sound, up to five recordings each."""
 _KINDS: dict[Kind, str] = {
     "base": "the base",
-    "adapter": "the adapter, unmerged",
+    "adapter": "the unmerged adapter",
     "merged": "the merged model",
     "whole": "a checkpoint of the whole model",
     "model": "this model",
@@ -131,7 +131,7 @@ def _prompt(prompt: Prompt, language: str | None, folder: Path) -> str:
     voices = [*spoken_by, ("Recording", prompt.recording)]
     played = "".join(_voice(name, one, _about(one, prompt), prompt, language, folder) for name, one in voices)
     reference = (
-        f'<div class="voice"><h3>Voice to speak in</h3>{_play(folder / prompt.reference, "reference")}'
+        f'<div class="voice reference"><h3>Voice to speak in</h3>{_play(folder / prompt.reference, "reference")}'
         f"{spoken(prompt.reference_text, language)}</div>"
     )
     return (
