@@ -51,7 +51,7 @@ def command(
 ) -> None:
     """Serve MODEL (folder, hub id or builtin:tiny) over HTTP: OpenAI's /v1/audio/speech, /generate_speech, a page."""
     quiet_libraries()
-    from higgsc.deploy.serve.settings import Limits, Settings, read_token
+    from higgsc.deploy.serve.settings import Limits, Settings, check_address, read_token
 
     # Before the model is loaded: a mistake that costs nothing to find.
     settings = Settings(
@@ -70,6 +70,7 @@ def command(
             drain_seconds=drain,
         ),
     )
+    check_address(settings)
 
     from higgsc.deploy.generate import Speaker
     from higgsc.deploy.serve.app import serve

@@ -22,8 +22,12 @@ def stored_dtype(folder: Path) -> torch.dtype:
         config = json.loads(path.read_text("utf-8"))
         name = config.get("dtype", config.get("torch_dtype"))  # its name before transformers 4.56
     except FileNotFoundError as error:
+        merged = folder / "merged"
         raise StepError(
-            "there is no model here", code=ExitCode.MISSING_INPUT, path=folder, help="run the merge step first"
+            "there is no model here",
+            code=ExitCode.MISSING_INPUT,
+            path=folder,
+            help=f"this is a run: name {merged}" if (merged / "config.json").is_file() else "run the merge step first",
         ) from error
     except (OSError, ValueError, AttributeError) as error:
         raise StepError(f"not a model's configuration: {error}", path=path) from error

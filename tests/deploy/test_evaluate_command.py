@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ jiwer = pytest.importorskip("jiwer")
 
 import soxr  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoFeatureExtractor, WavLMForXVector  # noqa: E402
 
 from higgsc.cli.evaluate import command  # noqa: E402
 from higgsc.contract.jobs import StepContext  # noqa: E402
 from higgsc.contract.outcome import ExitCode, StepError  # noqa: E402
 from higgsc.deploy.evaluate.recognise import Recogniser  # noqa: E402
+from higgsc.deploy.evaluate.trained import find_trained  # noqa: E402
 from higgsc.deploy.evaluate.words import normalise  # noqa: E402
 from tests.deploy.judges import tiny_wavlm, tiny_whisper  # noqa: E402
 from tests.deploy.small_run import lora, save  # noqa: E402
@@ -93,6 +96,20 @@ def test_the_command_on_a_run_with_models_that_listen(
     assert named["models"]["merged"] == {**named["models"]["merged"], "place": "elsewhere"}
     assert named["models"]["merged"]["losses"] == found["models"]["merged"]["losses"]
     elsewhere.rename(merged)
+
+    # Its adapter's own folder is the checkpoint; an adapter of another model is refused before anything is loaded.
+    adapter = run / "checkpoints/step-1/adapter"
+    assert find_trained(adapter, None, None) == find_trained(adapter.parent, None, None)
+    other_model = context.root / "judges/halved"
+    shutil.copytree(adapter, other_model)
+    weights = load_file(other_model / "adapter_model.safetensors")
+    halved = {name: tensor[: len(tensor) // 2] if "lora_B" in name else tensor for name, tensor in weights.items()}
+    save_file(halved, other_model / "adapter_model.safetensors")
+    arguments = [str(other_model), "--base", "builtin:tiny", "--audio-tokenizer", "builtin:tiny"]
+    with monkeypatch.context() as patch:
+        patch.setattr("higgsc.deploy.evaluate.step.load_base", lambda *_, **__: pytest.fail("loaded"))
+        refused = CliRunner().invoke(command, [*arguments, "--store", "runs/t/store"])
+    assert "trained on a base of another size" in str(refused.exception)
 
     # Of a merge whose checkpoint is gone, that is said; a checkpoint that it is not of is compared without it.
     save(context.root, lora(rank=4), 2, 4.0)

@@ -16,13 +16,12 @@ from fastapi import FastAPI
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.deploy.generate import Speaker
 from higgsc.deploy.serve.guard import Guard
 from higgsc.deploy.serve.metrics import Metrics
 from higgsc.deploy.serve.patience import patient_protocol
 from higgsc.deploy.serve.routes import Routes
-from higgsc.deploy.serve.settings import Settings
+from higgsc.deploy.serve.settings import Settings, cannot_listen
 from higgsc.deploy.serve.voices import load_voices
 from higgsc.deploy.serve.worker import Worker
 from higgsc.deploy.voice import Voice
@@ -105,11 +104,7 @@ def serve(speaker: Speaker, settings: Settings, *, voices: Path | None) -> None:
     try:
         server.run()
     except SystemExit as end:  # after a line that says why
-        raise StepError(
-            f"cannot listen on {settings.host}, port {settings.port}",
-            code=ExitCode.IO,
-            help="name another --port, or end what listens there",
-        ) from end
+        raise cannot_listen(settings) from end
 
 
 def _done(_signal: int, _frame: Any) -> None:

@@ -123,7 +123,9 @@ class Routes:
                 voice = self._registered(ask.speaker_name or "", "speaker_name")
                 source: Callable[[], Voice] = lambda: voice  # noqa: E731
             else:
-                said = self._sayable(ask.reference_text or "", "reference_text")
+                if ask.reference_text is None:
+                    raise RequestError(400, "`reference_text`: write what the recording says", param="reference_text")
+                said = self._sayable(ask.reference_text, "reference_text")
                 self._worker.check_room()
                 wave = await self._decode(recording)
                 source = lambda: self._speaker.voice(wave, said)  # noqa: E731

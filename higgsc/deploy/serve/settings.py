@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,6 +75,28 @@ class Settings:
                 code=ExitCode.USAGE,
                 help=f"set {TOKEN_VARIABLE} or --token-file, or serve on 127.0.0.1 behind a proxy",
             )
+
+
+def check_address(settings: Settings) -> None:
+    """Look whether one can listen there, before a model is loaded for it.
+
+    Raises:
+        StepError: See `cannot_listen`.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        socket.create_server((settings.host, settings.port), family=family).close()
+    except OSError as error:
+        raise cannot_listen(settings) from error
+
+
+def cannot_listen(settings: Settings) -> StepError:
+    """The address is taken, or not this machine's (74)."""
+    return StepError(
+        f"cannot listen on {settings.host}, port {settings.port}",
+        code=ExitCode.IO,
+        help="name another --port, or end what listens there",
+    )
 
 
 def is_loopback(host: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,11 @@ def test_the_command_refuses_before_it_loads_anything(tmp_path: Path, monkeypatc
         assert error.code == code
         assert word in str(error)
         assert TOKEN not in str(error)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        error = CliRunner().invoke(serve_command, ["builtin:tiny", "--port", str(port)]).exception
+        assert isinstance(error, StepError)
+        assert (error.code, str(port) in error.message) == (ExitCode.IO, True)
     # No option takes the token itself: it would be in the list of processes.
     assert not any(
         "--token" in option for one in serve_command.params for option in one.opts if option != "--token-file"
