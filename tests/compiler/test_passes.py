@@ -130,6 +130,14 @@ def test_steps_can_be_switched_off(tmp_path: Path) -> None:
     assert [step.name for step in plan.steps] == ["prepare", "train"]
 
 
+def test_what_is_evaluated_is_what_was_merged(tmp_path: Path) -> None:
+    plan = plan_of(compile_text(tmp_path, "hardware: 1xH100\nmerge: {select: last}\n"))
+    merge, evaluate = plan.step("merge").job, plan.step("evaluate").job
+    assert plan.step("evaluate").needs == ("merge",)
+    assert (evaluate.merged, evaluate.trained.checkpoints) == (merge.merged, merge.checkpoints)
+    assert (evaluate.trained.select, evaluate.trained.best) == (merge.select, merge.best)
+
+
 def test_a_tensor_group_is_the_way_out_where_nothing_else_fits(tmp_path: Path) -> None:
     """One sample of 600 s is too long for a small GPU, even if layers keep only their inputs and all share the base."""
     text = "hardware: 8xRTX4090\nprecision: fp32\ndata: {limits: {max_seconds: 600}}\nlora: {targets: comprehensive}\n"
