@@ -14,9 +14,10 @@ from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.receipts import sha256_file
 from higgsc.deploy.adapted import merged_from
 from higgsc.deploy.base import stored_dtype
-from higgsc.deploy.fit import known_shapes, misfits
+from higgsc.deploy.fit import check_fit
 from higgsc.deploy.merge.fold import REPORT_FILE as MERGE_FILE
 from higgsc.deploy.selection import find_checkpoint
+from higgsc.deploy.weights import open_weights
 from higgsc.train.checkpoints.checkpoint import (
     MANIFEST,
     Checkpoint,
@@ -47,9 +48,7 @@ class Trained:
             StepError: It is damaged, or an adapter of another model (65); or it is not there (66).
         """
         if self.kind == "adapter":
-            shapes = known_shapes(None, base, root=base)
-            for misfit in misfits(open_adapter(self.folder), shapes):
-                raise misfit
+            check_fit(open_adapter(self.folder), open_weights(base))
         else:
             stored_dtype(self.folder)
 
