@@ -52,20 +52,20 @@ def read_prompts(
             (65). Those are named together, each with its line, and every reference has been decoded.
     """
     reader = _Reader(file, text, homes_of(file, Path.cwd() if root is None else root))
-    made, bad = [], []
+    made: list[ClonePrompt] = []
+    bad: list[str] = []
     for line, record in read_records(file, form, root=file.parent):
         try:
             if isinstance(record, Rejected):
                 raise ValueError(record.reason)
             made.append(reader.prompt(record, line))
         except ValueError as error:
-            bad.append((line, f"{file}:{line}: {record.id}: {error}"))
+            bad.append(f"{file}:{line}: {record.id}: {error}")
     if bad:
-        lines = [words for _, words in bad[:_SHOWN]] + [f"and {len(bad) - _SHOWN} more"] * (len(bad) > _SHOWN)
+        lines = bad[:_SHOWN] + [f"and {len(bad) - _SHOWN} more"] * (len(bad) > _SHOWN)
         raise StepError(
             f"{len(bad)} of {len(bad) + len(made)} prompts cannot be spoken\n  " + "\n  ".join(lines),
             path=file,
-            line=bad[0][0],
             help="mend them or take them out; nothing was spoken",
         )
     if not made:

@@ -154,7 +154,7 @@ def test_bad_rows_are_named_together_before_anything_is_loaded(folder: Path, mon
     result = CliRunner().invoke(command, [*MODEL, "--prompts", str(file), "-o", "out"])
     assert isinstance(result.exception, StepError)
     error = result.exception
-    assert (error.code, error.line) == (ExitCode.BAD_DATA, 2)
+    assert (error.code, error.path) == (ExitCode.BAD_DATA, file)
     assert error.message.startswith("12 of 13 prompts cannot be spoken\n")
     told = dict(line.strip().removeprefix(f"{file}:").split(": ", 1) for line in error.message.splitlines()[1:-1])
     for line, word in {
