@@ -60,6 +60,8 @@ def command(
     root, job = _as_planned(found.run, found.job)
     if base is not None:
         job["model"] |= {"base": base, "revision": revision}
+    elif revision is not None:
+        job["model"] |= {"revision": revision}
     if audio_tokenizer is not None:
         job["model"] |= {"audio_tokenizer": audio_tokenizer, "audio_tokenizer_revision": None}
     if store is not None:

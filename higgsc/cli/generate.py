@@ -161,7 +161,7 @@ def command(
                 **setting,
             )  # fmt: skip
         write_wav(take.wav, speech.wave)
-        end = "" if speech.finished else f", cut off at {max_seconds:g} s without end-of-stream"
+        end = "" if speech.finished else f"; a piece of it did not end by itself within {max_seconds:g} s"
         click.echo(f"{relative(take.wav)}: {speech.seconds:.2f} s{end}")
 
 

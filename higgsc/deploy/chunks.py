@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 
 CHUNK_CHARACTERS = 200
@@ -39,7 +40,7 @@ def chunks(text: str, limit: int = CHUNK_CHARACTERS) -> list[str]:
     waiting = ""
     for paragraph in _PARAGRAPH.split(text):
         for piece in _cut(paragraph, limit, 0):
-            if any(character.isalnum() for character in piece):
+            if _sayable(piece):
                 pieces.append(waiting + piece)
                 waiting = ""
             elif pieces:
@@ -47,6 +48,12 @@ def chunks(text: str, limit: int = CHUNK_CHARACTERS) -> list[str]:
             else:
                 waiting += piece
     return pieces + ([waiting] if waiting else [])
+
+
+def _sayable(piece: str) -> bool:
+    """Whether `clean_text` leaves a letter or a digit, whatever its options: marks and lines of tatweel are none."""
+    plain = unicodedata.normalize("NFKC", piece).replace("\u0640", "")
+    return any(unicodedata.category(character)[0] in "LN" for character in plain)
 
 
 def _cut(text: str, limit: int, level: int) -> Iterator[str]:
@@ -65,7 +72,7 @@ def _cut(text: str, limit: int, level: int) -> Iterator[str]:
             # The last of its pieces may still take what follows.
             *whole, room = _cut(part.strip(), limit, level + 1)
             yield from whole
-            room += " "
+            room += part[len(part.rstrip()) :]
     if room.strip():
         yield room.strip()
 

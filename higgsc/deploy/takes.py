@@ -56,7 +56,7 @@ def each_line(file: Path, seeds: Sequence[int], output: Path) -> list[Take]:
     try:
         if file.stat().st_size > MAX_FILE_BYTES:
             raise StepError(f"the file of texts is larger than {MAX_FILE_BYTES / 1e6:g} MB", path=file)
-        lines = file.read_text("utf-8-sig").splitlines()
+        lines = file.read_text("utf-8-sig").split("\n")
     except OSError as error:
         raise StepError(f"cannot read the texts: {error.strerror}", code=ExitCode.MISSING_INPUT, path=file) from error
     except UnicodeDecodeError as error:
@@ -93,7 +93,7 @@ def each_prompt(prompts: Iterable[ClonePrompt], seeds: Sequence[int], output: Pa
     ]
 
 
-def check(takes: Iterable[Take], options: TextJob, *, file: Path | None, force: bool) -> None:
+def check(takes: Sequence[Take], options: TextJob, *, file: Path | None, force: bool) -> None:
     """Refuse what cannot be said, and what would be written over.
 
     Args:
@@ -119,6 +119,13 @@ def check(takes: Iterable[Take], options: TextJob, *, file: Path | None, force: 
                 line=take.line,
                 help="give what is said in plain words",
             ) from error
+    for take in takes:
+        if take.wav.is_dir():
+            help_ = "name a file, such as out.wav"
+            raise StepError("the output is a folder", code=ExitCode.USAGE, path=take.wav, help=help_)
+        if take.wav.parent.exists() and not take.wav.parent.is_dir():
+            help_ = "several texts are spoken into a folder: name one with -o"
+            raise StepError("the output is no folder", code=ExitCode.USAGE, path=take.wav.parent, help=help_)
     there = [take.wav for take in takes if take.wav.exists()]
     if there and not force:
         more = f", and {len(there) - 1} more" if len(there) > 1 else ""

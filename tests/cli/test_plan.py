@@ -55,7 +55,7 @@ def test_a_length_in_steps_has_a_time_and_a_site_gives_it_a_price() -> None:
     (found,) = document(*IN_STEPS, "--set", "site.price_per_gpu_hour=2.5")
     assert found["speed"]["total_cost"] == pytest.approx(2.5 * found["speed"]["total_gpu_hours"])
     text = planned(*IN_STEPS, "--set", "site.price_per_gpu_hour=2.5").stdout
-    assert "20,000 steps take about 3 h: 24 GPU-hours, 60 at 2.5 an hour" in text
+    assert "20,000 steps take about 2.9 h: 24 GPU-hours, 59 at 2.5 an hour" in text
     assert " an hour" not in planned(*IN_STEPS).stdout.split("time ")[1]
 
 

@@ -168,6 +168,7 @@ def test_mistakes_are_found_before_anything_is_loaded(tmp_path: Path, monkeypatc
     monkeypatch.setattr(Speaker, "load", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "lines.txt").write_text("fine\nnot <|eot_id|> fine\n")
     (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "one.txt").write_text("one text\u2028on a line\n", "utf-8")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     for arguments, code, word in (
         (("--file", "lines.txt"), ExitCode.USAGE, "lines.txt:2: cannot speak this"),
@@ -175,6 +176,8 @@ def test_mistakes_are_found_before_anything_is_loaded(tmp_path: Path, monkeypatc
         (("--file", "latin.txt"), ExitCode.BAD_DATA, "UTF-8"),
         (("--file", "no.txt"), ExitCode.MISSING_INPUT, "no.txt"),
         (("--text", "..."), ExitCode.USAGE, "nothing to say"),
+        (("--text", "a", "-o", "."), ExitCode.USAGE, "the output is a folder"),
+        (("--file", "one.txt", "-o", "one.txt", "--force"), ExitCode.USAGE, "one.txt: the output is no folder"),
         (("--text", "a", "--file", "lines.txt"), 2, "one of --text, --file and --prompts"),
         ((), 2, "one of --text, --file and --prompts"),
         (("--text", "a", "--reference", "none.wav"), ExitCode.MISSING_INPUT, "none.wav: the audio file does not exist"),
