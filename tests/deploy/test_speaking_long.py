@@ -176,7 +176,7 @@ def test_mistakes_are_found_before_anything_is_loaded(tmp_path: Path, monkeypatc
         (("--file", "latin.txt"), ExitCode.BAD_DATA, "UTF-8"),
         (("--file", "no.txt"), ExitCode.MISSING_INPUT, "no.txt"),
         (("--text", "..."), ExitCode.USAGE, "nothing to say"),
-        (("--text", "a", "-o", "."), ExitCode.USAGE, "the output is a folder"),
+        (("--text", "a", "-o", ".", "--force"), ExitCode.USAGE, "the output is a folder"),
         (("--file", "one.txt", "-o", "one.txt", "--force"), ExitCode.USAGE, "one.txt: the output is no folder"),
         (("--text", "a", "--file", "lines.txt"), 2, "one of --text, --file and --prompts"),
         ((), 2, "one of --text, --file and --prompts"),
@@ -185,6 +185,6 @@ def test_mistakes_are_found_before_anything_is_loaded(tmp_path: Path, monkeypatc
         (("--text", "a", "--seed", "-1"), 2, "seed"),
         (("--text", "a", "--top-p", "0"), 2, "top-p"),
     ):
-        result = generate(*arguments, "-o", "out")
+        result = generate(*arguments, *(() if "-o" in arguments else ("-o", "out")))
         assert result[0] == code, result
         assert word in result[1]
