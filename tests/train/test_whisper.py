@@ -236,9 +236,7 @@ class TestStart:
 
     def test_it_is_not_left_out_in_silence(self, listening: Project) -> None:
         listening.train(job(listening))
-        with pytest.raises(
-            StepError, match=r"was trained with the Whisper `whisper` .* the training listens with none"
-        ):
+        with pytest.raises(StepError, match=r"trained with the Whisper `whisper` .* the training listens with none"):
             self.start(listening, adapter_folder(listening, 3), model=listening.job().model)
 
 
