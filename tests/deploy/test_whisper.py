@@ -194,16 +194,16 @@ class TestRefused:
         assert self.REASON in found.refusal.message
 
 
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = make_project(tmp_path_factory.mktemp("project"), some_listener())
+    for run, steps in (("one", 2), ("two", 1)):
+        project.train(job(project, steps, run=run, checkpoints=f"{run}/checkpoints"))
+    return project
+
+
 class TestLooking:
     """`higgsc checkpoint validate` and `compare` know the file beside the adapter."""
-
-    @staticmethod
-    @pytest.fixture(scope="class")
-    def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-        project = make_project(tmp_path_factory.mktemp("project"), some_listener())
-        for run, steps in (("one", 2), ("two", 1)):
-            project.train(job(project, steps, run=run, checkpoints=f"{run}/checkpoints"))
-        return project
 
     def checkpoint(self, project: Project, tmp_path: Path) -> Path:
         return Path(shutil.copytree(project.root / "one/checkpoints/step-2", tmp_path / "step-2"))
