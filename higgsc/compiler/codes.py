@@ -279,7 +279,7 @@ CODES: dict[str, Code] = {
         "the base model is not pinned",
         "A hub repository can change under a running experiment; this one already did once, when its file format\n"
         "was replaced. Put the commit into `model.revision` so that a rerun starts from the same weights. A branch\n"
-        "such as `main`, or a tag, is no commit: it can be moved.",
+        "such as `main`, or a tag, is no commit: it can be moved. The same holds of `model.whisper.revision`.",
         "warning",
     ),
     "HC413": Code(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from higgsc.contract.jobs import BatchJob, CheckpointJob, ModelRef, SamplesJob, TrainJob
+from higgsc.contract.jobs import BatchJob, CheckpointJob, MeshJob, ModelRef, SamplesJob, TrainJob
 from higgsc.contract.outcome import Interrupted, StepError
 from higgsc.data.layout import Segments
 from higgsc.data.store import Store, StoreWriter
@@ -26,6 +26,7 @@ from higgsc.train.rows.shared import shared_beginnings
 from tests.whisper import WIDTH, some_features, some_listener
 
 from .conftest import Project, make_project
+from .ranks import errors, train
 from .test_resume import CLOCK, stop_at_vote  # noqa: F401
 
 CPU = torch.device("cpu")
@@ -193,6 +194,42 @@ def test_interrupted_it_is_the_training_that_never_was(listening: Project, stop_
     project.train(plain)
     assert left() == expected
     assert (project.root / "run/samples/step-4/sample-2.wav").read_bytes() == spoken
+
+
+@pytest.mark.slow
+def test_two_ranks_train_and_speak_as_one(listening: Project) -> None:
+    """Sharded, where the projector is gathered to speak with; and in a tensor group that divides the sequence."""
+    project = listening
+    samples = CheckpointJob(every_steps=2, keep_last=2, samples=SamplesJob(count=1, prompts="held-out", temperature=0))
+    plain = job(project, 2, checkpoint=samples)
+    project.train(plain)
+    meshes = {
+        "shard": MeshJob(replicate=1, shard=2),
+        "tensor": MeshJob(replicate=1, shard=1, tensor=2, sequence=True),
+    }
+    jobs = [
+        plain.model_copy(
+            update={
+                "mesh": mesh,
+                "batch": BatchJob(global_samples=4, micro_samples=2, accumulation=2 // mesh.data_parallel),
+                "run": run,
+                "checkpoints": f"{run}/checkpoints",
+            }
+        )
+        for run, mesh in meshes.items()
+    ]
+    finished = train(project, 2, *jobs)
+    assert finished.returncode == 0, errors(finished)
+    alone = projector(project, 2)
+    assert alone.abs().max() > 1e-2
+    for run in meshes:
+        # AdamW divides a gradient by its size, so the rounding of one that is nearly zero shows.
+        torch.testing.assert_close(projector(project, 2, run), alone, rtol=0, atol=3e-4)
+        for line, expected in zip(project.metrics(run), project.metrics(), strict=True):
+            assert line["loss/total"] == pytest.approx(expected["loss/total"], rel=1e-5)
+        assert line["validation/audio_loss"] == pytest.approx(expected["validation/audio_loss"], rel=1e-5)
+        name = "samples/step-2/sample-2.wav"
+        assert (project.root / run / name).read_bytes() == (project.root / "run" / name).read_bytes()
 
 
 def test_a_store_that_nobody_listened_to_is_refused(project: Project) -> None:
