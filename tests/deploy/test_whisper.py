@@ -144,8 +144,8 @@ class TestEvaluation:
         for std in (0.0, 0.5):
             adapter(tmp_path, ref, std=std)
             found.append(evaluate.run(self.job(), context).figures)
-        assert found[0]["trained/audio_loss"] == found[0]["base/audio_loss"] == found[1]["base/audio_loss"]
-        assert found[1]["trained/audio_loss"] != pytest.approx(found[0]["trained/audio_loss"], abs=1e-3)
+        assert found[0]["adapter/audio_loss"] == found[0]["base/audio_loss"] == found[1]["base/audio_loss"]
+        assert found[1]["adapter/audio_loss"] != pytest.approx(found[0]["adapter/audio_loss"], abs=1e-3)
 
     def test_a_store_that_it_cannot_hear_is_refused(
         self, tmp_path: Path, ref: WhisperRef, context: StepContext, write_store: Callable[..., Path]
