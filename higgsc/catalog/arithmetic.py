@@ -22,8 +22,8 @@ def flops_per_token(setup: Setup, *, keys: float, audio_share: float = 1.0, labe
     Frozen weights cost 2 a parameter forward and 2 for the gradient of their input; adapters 2 more for their own
     gradient. `N` counts the attention and one feed-forward network of every layer and the audio head; the head, and
     what the last layer does after its attention, run at labelled tokens alone. The text head runs at three positions a
-    sample and is left out. Attention multiplies queries with keys and weights with values, 2 x 2 x `a` a key forward
-    and 2.5 times that backward (Dao et al., 2022).
+    sample and is left out, and so is a Whisper's projector. Attention multiplies queries with keys and weights with
+    values, 2 x 2 x `a` a key forward and 2.5 times that backward (Dao et al., 2022).
 
     Args:
         keys: Keys that a token's attention multiplies: half the sample for a causal kernel.

@@ -55,7 +55,7 @@ def memory(setup: Setup, sample: Sample, samples: int) -> Memory:
     layer = _saved_by_attention(setup, sample, samples) + _saved_by_rest(setup, sample, samples)
     if setup.activation_checkpointing == "none":
         saved = _saved_by_layers(setup, sample, samples)
-        before = (setup.shape.layers - 1) * layer + _casts(setup)
+        before = (setup.shape.layers - 1) * layer + _casts(setup) + _saved_by_projector(setup, sample, samples)
         again = 0
     else:
         saved = before = _saved_by_checkpoints(setup, sample, samples)
@@ -107,6 +107,7 @@ def _gathered(setup: Setup) -> tuple[int, int]:
     first = f"{_LAYERS}0."
     layer += _FP32 * sum(count for name, count in setup.trained.items() if name.startswith(first))
     root += _FP32 * sum(count for name, count in setup.trained.items() if not name.startswith(_LAYERS))
+    root += _FP32 * setup.projector
     return root + layer, layer
 
 
@@ -130,7 +131,12 @@ def _saved_by_layers(setup: Setup, sample: Sample, samples: int) -> int:
     elif any(name.endswith(".o_proj") for name in setup.modules):
         # What the output projection reads of the labelled positions.
         last += setup.base_itemsize * setup.attention_width * samples * sample.labelled.tokens
-    return (setup.shape.layers - 1) * whole + last + _casts(setup)
+    return (setup.shape.layers - 1) * whole + last + _casts(setup) + _saved_by_projector(setup, sample, samples)
+
+
+def _saved_by_projector(setup: Setup, sample: Sample, samples: int) -> int:
+    """What a Whisper heard, normed: `s` a feature of each frame of the references."""
+    return setup.base_itemsize * (setup.whisper or 0) * samples * sample.reference
 
 
 @cache
@@ -204,7 +210,7 @@ def _casts(setup: Setup) -> int:
         return 0
     if setup.plain:
         return 2 * sum(prod(setup.shape.linear_modules()[head]) for head in setup.adapter.full)
-    saved = 2 * setup.trained_parameters
+    saved = 2 * sum(setup.trained.values())
     if setup.adapter.dora and setup.adapter.dropout > 0:
         saved += 2 * sum(prod(size) for name, size in setup.modules.items() if name.startswith(_LAYERS))
     return saved
@@ -216,7 +222,7 @@ def _saved_by_checkpoints(setup: Setup, sample: Sample, samples: int) -> int:
     inputs = setup.base_itemsize * setup.shape.hidden_size * tokens // setup.stretches
     kept = (layers - 1) * _kept_by_layer(setup, sample, samples, sample)
     kept += _kept_by_layer(setup, sample, samples, sample.labelled)
-    return layers * inputs + kept + _casts(setup)
+    return layers * inputs + kept + _casts(setup) + _saved_by_projector(setup, sample, samples)
 
 
 def _kept_by_layer(setup: Setup, sample: Sample, samples: int, after: Sample) -> int:

@@ -96,6 +96,8 @@ class Setup:
     tensor: int = 1
     sequence: bool = False
     """Whether tensor groups divide the residual stream along the sequence."""
+    whisper: int | None = None
+    """Features that a Whisper hears of each frame of a reference; None: none listens."""
 
     @property
     def adapter(self) -> AdapterShape:
@@ -136,8 +138,13 @@ class Setup:
 
     @cached_property
     def trained_parameters(self) -> int:
-        """Trained numbers, all modules of one process together."""
-        return sum(self.trained.values())
+        """Trained numbers, all modules of one process together, and the projector of what a Whisper hears."""
+        return sum(self.trained.values()) + self.projector
+
+    @property
+    def projector(self) -> int:
+        """Numbers of the projector, which is whole on every process of a tensor group."""
+        return self.shape.hidden_size * (self.whisper or 0)
 
     @property
     def plain(self) -> bool:

@@ -69,7 +69,8 @@ def headline(plan: Plan, ir: Ir) -> str:
     else:
         targets = lora.targets if isinstance(lora.targets, str) else f"{len(lora.targets)} targets"
         share = trainable / ir.shape.parameter_count()
-        trained = f"LoRA {targets} r={lora.rank} ({trainable / 1e6:.1f} M trainable, {share:.1%})"
+        listens = "" if ir.spec.model.whisper is None else " and a Whisper's projector"
+        trained = f"LoRA {targets} r={lora.rank}{listens} ({trainable / 1e6:.1f} M trainable, {share:.1%})"
     facts = [
         plan.hardware,
         trained,

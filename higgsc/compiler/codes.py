@@ -279,7 +279,7 @@ CODES: dict[str, Code] = {
         "the base model is not pinned",
         "A hub repository can change under a running experiment; this one already did once, when its file format\n"
         "was replaced. Put the commit into `model.revision` so that a rerun starts from the same weights. A branch\n"
-        "such as `main`, or a tag, is no commit: it can be moved.",
+        "such as `main`, or a tag, is no commit: it can be moved. The same holds of `model.whisper.revision`.",
         "warning",
     ),
     "HC413": Code(
@@ -349,6 +349,23 @@ CODES: dict[str, Code] = {
         "`lora: null` trains the whole model. Its checkpoints are folders that transformers loads, so there is\n"
         "nothing to merge, and no merge step: `evaluate` reads the best checkpoint, and `higgsc generate --model`\n"
         "takes the folder of any.",
+    ),
+    "HC511": Code(
+        "a Whisper without an adapter",
+        "What a Whisper hears goes through a projector, saved beside the adapter. With `lora: null` checkpoints are\n"
+        "folders that transformers loads, and it would load them without the projector: another model.",
+    ),
+    "HC512": Code(
+        "a merge of what cannot be merged",
+        "With `model.whisper`, what a Whisper hears of the reference is added to the model's inputs. A merged model\n"
+        "is one of the base's kind, and has no such inputs. So there is no merge step: `evaluate` takes the best\n"
+        "checkpoint's adapter as it is, and so do `higgsc generate --adapter` and `higgsc serve --adapter`.",
+    ),
+    "HC513": Code(
+        "how wide a Whisper is",
+        "The projector has a row for each feature of the model and a column for each of the Whisper's encoder. The\n"
+        "compiler knows the widths of OpenAI's Whispers (`higgsc/catalog/whisper.py`); it loads nothing, so that of\n"
+        "another one, `d_model` of its config.json, has to be in the spec: `model.whisper.width`.",
     ),
     "HC601": Code(
         "the cluster refuses a job",

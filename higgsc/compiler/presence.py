@@ -85,6 +85,7 @@ def _local_paths(ir: Ir) -> Iterator[tuple[str, str]]:
     for at, name in (
         ("model.base", model.base),
         ("model.audio_tokenizer", model.audio_tokenizer),
+        ("model.whisper.encoder", None if model.whisper is None else model.whisper.encoder),
         ("evaluate.recogniser", None if evaluate is None else evaluate.recogniser),
         ("evaluate.similarity", None if evaluate is None else evaluate.similarity),
     ):

@@ -23,6 +23,16 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
+class WhisperRef(_Frozen):
+    """The frozen Whisper that listens to references; see `higgsc.data.whisper`."""
+
+    encoder: str
+    """Hub id or local folder."""
+    revision: str | None
+    width: int
+    """Features of its encoder's output."""
+
+
 class ModelRef(_Frozen):
     """The frozen weights that a run starts from."""
 
@@ -31,6 +41,8 @@ class ModelRef(_Frozen):
     revision: str | None
     audio_tokenizer: str
     audio_tokenizer_revision: str | None
+    whisper: WhisperRef | None = None
+    """What listens to references beside the audio tokenizer; None: nothing does."""
 
 
 class DataSource(_Frozen):
@@ -306,7 +318,7 @@ class EvaluateJob(JobBase):
     step: Literal["evaluate"] = "evaluate"
     store: str
     merged: str | None
-    """Folder of the merged model; None where the whole model was trained, whose checkpoints need no merge."""
+    """Folder of the merged model; None where nothing is merged: the whole model was trained, or a Whisper listens."""
     trained: SelectJob | None = None
     """The checkpoint of the whole model; or else that of the adapter, which the merged model was made from."""
     samples: int

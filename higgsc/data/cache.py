@@ -11,7 +11,7 @@ time, on any file system, without a lock. A log is a row of records:
 | 4     | frames, little-endian                                                                     |
 | 32    | SHA-256 of the 12 bytes before, the description and the codes                             |
 |       | the description, JSON: SHA-256 of the audio file, offset, duration, samples, the file     |
-|       | the codes, `[frames, 8]` little-endian uint16                                             |
+|       | the codes, `[frames, 8]` little-endian uint16; what a Whisper hears is `[frames, width]`  |
 
 What a killed process has half written is not a record, and is passed over. A record without frames only says what a
 file holds: a copy, or a file whose time has changed. Logs lie below the recipe that their codes were made by (codec,
@@ -53,7 +53,8 @@ Codes = npt.NDArray[np.uint16]
 _MAGIC = b"hgc1"
 _HEAD = struct.Struct("<4sII")
 _DIGEST = 32
-_FRAME = 2 * CODEBOOKS
+_BYTES = 2
+"""Of a number: a code, or a bfloat16 by its bits."""
 _SYNC_SECONDS = 2.0
 """A power cut costs at most the records of so many seconds; a killed process costs none that it finished."""
 _SETTLED_NS = 2_000_000_000
@@ -106,13 +107,15 @@ class Entry:
 class CodeCache:
     """The codes of one recipe. Several threads may ask, one may add."""
 
-    def __init__(self, folder: Path, recipe: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, recipe: Mapping[str, Any], *, width: int = CODEBOOKS) -> None:
         """Read what is there.
 
         Args:
             folder: Of all recipes; made when something is added.
             recipe: What codes depend on besides the audio.
+            width: Numbers of a frame; the same for all that is made by one recipe.
         """
+        self._width = width
         self._recipe = json.dumps(dict(recipe), sort_keys=True)
         self._folder = folder / sha256(self._recipe.encode()).hexdigest()[:16]
         self._logs: list[Path] = []
@@ -151,13 +154,13 @@ class CodeCache:
         return self._entries.get(part)
 
     def codes(self, entry: Entry) -> Codes:
-        """The codes, `[frames, 8]`."""
-        end = entry.start + entry.frames * _FRAME
+        """The codes, `[frames, width]`."""
+        end = entry.start + entry.frames * _BYTES * self._width
         content = self._maps.get(entry.log)
         if content is None or len(content) < end:  # this process's own log grows
             with self._logs[entry.log].open("rb") as stream:
                 content = self._maps[entry.log] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(content[entry.start : end], dtype="<u2").reshape(-1, CODEBOOKS).astype(np.uint16)
+        return np.frombuffer(content[entry.start : end], dtype="<u2").reshape(-1, self._width).astype(np.uint16)
 
     def add(self, part: Part, stamp: Stamp | None, codes: Codes, *, samples: int) -> Entry:
         """Keep the codes of a part; when this returns, a killed process does not lose them.
@@ -165,7 +168,7 @@ class CodeCache:
         Args:
             part: What was encoded.
             stamp: Of its file; None for one whose looks say nothing.
-            codes: `[frames, 8]`.
+            codes: `[frames, width]`.
             samples: Of the audio at 24 kHz.
 
         Raises:
@@ -228,7 +231,7 @@ class CodeCache:
     def _index(self, path: Path) -> None:
         number = len(self._logs)
         self._logs.append(path)
-        for about, start, frames in _records(path):
+        for about, start, frames in _records(path, self._width):
             self._note(about, Entry(number, start, frames, about.get("samples", 0)))
 
     def _note(self, about: Mapping[str, Any], entry: Entry) -> None:
@@ -244,7 +247,7 @@ def _record(about: bytes, codes: bytes, frames: int) -> bytes:
     return head + sha256(head + about + codes).digest() + about + codes
 
 
-def _records(path: Path) -> Iterator[tuple[dict[str, Any], int, int]]:
+def _records(path: Path, width: int = CODEBOOKS) -> Iterator[tuple[dict[str, Any], int, int]]:
     """The whole records of a log: description, first byte of the codes, frames."""
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -255,7 +258,7 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], int, int]]:
             while position + _HEAD.size + _DIGEST <= size:
                 magic, length, frames = _HEAD.unpack_from(content, position)
                 begin = position + _HEAD.size + _DIGEST
-                start, end = begin + length, begin + length + frames * _FRAME
+                start, end = begin + length, begin + length + frames * _BYTES * width
                 if magic != _MAGIC or end > size:
                     break
                 head, digest = content[position : position + _HEAD.size], content[position + _HEAD.size : begin]

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import soxr
 import torch
+from numpy.typing import NDArray
 
 from higgsc.catalog.codec import SAMPLE_RATE
 from higgsc.contract.jobs import DataLimits
@@ -19,7 +21,6 @@ from higgsc.contract.outcome import StepError
 from higgsc.contract.receipts import sha256_file
 from higgsc.data.audio import RESAMPLER, Wave, read_mono
 from higgsc.data.cache import CodeCache, Entry, Part, Stamp
-from higgsc.data.codec import Codec
 from higgsc.data.places import Places
 from higgsc.data.records import AudioSpan, CloningSample
 
@@ -54,11 +55,33 @@ class _Heard:
     wave: Wave | None
 
 
-def recipe_of(codec: Codec) -> dict[str, Any]:
+class Encoder(Protocol):
+    """What makes rows of 16-bit numbers of audio, 25 a second: the codec, or a Whisper."""
+
+    device: torch.device
+
+    @property
+    def kind(self) -> str:
+        """Its word in a recipe."""
+
+    @property
+    def width(self) -> int:
+        """Numbers of a row."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for encoders that give equal rows."""
+
+    def encode(self, wave: NDArray[np.float32]) -> NDArray[np.uint16]:
+        """Mono samples at 24 kHz, float32 `[N]`, to rows `[T, width]`."""
+
+
+def recipe_of(encoder: Encoder) -> dict[str, Any]:
     """What codes depend on besides the audio. A GPU rounds in another way than a CPU, and now and then a code turns
     out differently."""
     resampler = f"soxr {soxr.__libsoxr_version__} {RESAMPLER}"
-    return {"codec": codec.fingerprint, "rate": SAMPLE_RATE, "resampler": resampler, "device": codec.device.type}
+    made_by = {encoder.kind: encoder.fingerprint}
+    return made_by | {"rate": SAMPLE_RATE, "resampler": resampler, "device": encoder.device.type}
 
 
 class ClipEncoder:
@@ -69,11 +92,13 @@ class ClipEncoder:
     would depend on what was encoded together.
     """
 
-    def __init__(self, codec: Codec, cache: CodeCache, *, places: Places, limits: DataLimits, readers: int = 1) -> None:
+    def __init__(
+        self, codec: Encoder, cache: CodeCache, *, places: Places, limits: DataLimits, readers: int = 1
+    ) -> None:
         """Prepare to encode.
 
         Args:
-            codec: The codec.
+            codec: The codec, or what else listens.
             cache: Where its codes are kept; made with `recipe_of(codec)`.
             places: Finds the audio.
             limits: Which audio is usable.

@@ -124,6 +124,10 @@ class Codec:
     the frames before them.
     """
 
+    kind: Final = "codec"
+    width: Final = CODEBOOKS
+    """Codes of a frame."""
+
     def __init__(self, model: Any, *, device: torch.device | str) -> None:
         """Wrap a loaded `HiggsAudioV2TokenizerModel`; `Codec.load` is the usual way in.
 
@@ -203,7 +207,7 @@ class Codec:
         frames = self.frames(wave.size)
         padded = np.zeros(frames * HOP_LENGTH, dtype=np.float32)
         padded[: wave.size] = wave
-        with _reproducible_convolutions():
+        with reproducible_convolutions():
             codes = self.model.encode(torch.from_numpy(padded).to(self.device)[None, None]).audio_codes
         assert codes.shape == (1, CODEBOOKS, frames), f"codec gave {tuple(codes.shape)} for {frames} frames"
         return np.ascontiguousarray(codes[0].T.cpu().numpy().astype(np.uint16))
@@ -226,7 +230,7 @@ class Codec:
         if int(codes.max()) >= CODEBOOK_ENTRIES:
             raise ValueError(f"code {int(codes.max())} is not one of the codebook's {CODEBOOK_ENTRIES} entries")
         indices = torch.from_numpy(codes.astype(np.int64)).to(self.device)
-        with _reproducible_convolutions():
+        with reproducible_convolutions():
             wave = self.model.decode(indices.T[None]).audio_values
         assert wave.shape == (1, 1, len(codes) * HOP_LENGTH), f"codec gave {tuple(wave.shape)} samples"
         samples: NDArray[np.float32] = wave[0, 0].cpu().numpy()
@@ -259,6 +263,6 @@ def _without(value: Any, keys: tuple[str, ...]) -> Any:
     return value
 
 
-def _reproducible_convolutions() -> Any:
+def reproducible_convolutions() -> Any:
     """Same codes on every call: no autotuned, non-deterministic or TF32 convolution kernels on a GPU."""
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

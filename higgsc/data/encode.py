@@ -15,10 +15,9 @@ import torch
 from higgsc.contract.heartbeat import HeartbeatWriter
 from higgsc.contract.jobs import EncodeJob, SpeechJob, StepContext
 from higgsc.contract.outcome import ExitCode, StepError, StepResult
-from higgsc.data.cache import CodeCache
-from higgsc.data.clips import Clip, ClipEncoder, Verdict, recipe_of, spans_of, usable
+from higgsc.data.clips import Clip, ClipEncoder, Verdict, spans_of, usable
 from higgsc.data.collect import Laid, collect
-from higgsc.data.loading import load_codec
+from higgsc.data.encoders import open_encoder
 from higgsc.data.places import Places
 from higgsc.data.records import AudioSpan, Rejected
 from higgsc.data.rejects import Rejects
@@ -44,9 +43,7 @@ def run(job: EncodeJob, context: StepContext, shard: int | None = None) -> StepR
     heartbeat = HeartbeatWriter(context.path(job.run), "encode", unit="clips", total=None, enabled=not shard)
     rejects = Rejects(context, run=job.run, max_fraction=job.limits.max_bad_fraction, name=places.name)
     samples, _ = collect(job, places, rejects, heartbeat)
-    codec = load_codec(job.model, root=context.root, device=job.device)
-    with CodeCache(context.path(job.cache), recipe_of(codec)) as cache:
-        encoder = ClipEncoder(codec, cache, places=places, limits=job.limits, readers=readers_of(job))
+    with open_encoder("codec", job, context, places=places, readers=readers_of(job)) as encoder:
         mine = {
             span
             for laid in samples
@@ -54,7 +51,10 @@ def run(job: EncodeJob, context: StepContext, shard: int | None = None) -> StepR
             if shard is None or shard_of(span, places, job.shards) == shard
         }
         heartbeat.total = len(mine)
-        encode(samples, encoder, job, context, rejects, heartbeat.beat, among=mine)
+        fit = encode(samples, encoder, job, context, rejects, heartbeat.beat, among=mine)
+    if job.model.whisper is not None:
+        with open_encoder("whisper", job, context, places=places, readers=readers_of(job)) as listener:
+            hear(fit, listener, job, context, rejects)
     heartbeat.beat(len(mine), force=True)
     return StepResult(
         summary=f"{encoder.encoded:,} clips encoded, {len(mine) - encoder.encoded:,} were before",
@@ -118,6 +118,49 @@ def encode(
             continue
         fit.append((laid, clips))
     return fit
+
+
+def hear(
+    fit: Sequence[tuple[Laid, dict[str, Clip]]],
+    listener: ClipEncoder,
+    job: SpeechJob,
+    context: StepContext,
+    rejects: Rejects,
+) -> list[tuple[Laid, dict[str, Clip]]]:
+    """Have a Whisper listen to the references of usable samples; what it hears of one is its clip `heard`.
+
+    Args:
+        fit: From `encode`; samples whose reference was not looked at are passed over.
+        listener: The Whisper.
+        job: The job.
+        context: Of the step.
+        rejects: Where samples go whose reference cannot be read any more.
+
+    Returns:
+        The samples that are left.
+
+    Raises:
+        StepError: See `encode`.
+    """
+    places = Places(job, context)
+    spans = list(dict.fromkeys(laid.sample.reference_audio for laid, clips in fit if "reference" in clips))
+    spread(spans, listener, job, context, lambda done: None, kind="whisper")
+    verdicts = dict(listener.clips(spans))
+    left: list[tuple[Laid, dict[str, Clip]]] = []
+    for laid, clips in fit:
+        span = laid.sample.reference_audio
+        if span not in verdicts:
+            continue
+        try:
+            heard = usable("reference", span, verdicts[span], places)
+            if heard.part != clips["reference"].part:
+                raise ValueError(f"reference audio {places.name(span.path)}: the file changed while it was encoded")
+        except ValueError as error:
+            sample = laid.sample
+            rejects.add(Rejected(id=sample.id, source=sample.source, line=sample.line, reason=str(error)))
+            continue
+        left.append((laid, clips | {"heard": heard}))
+    return left
 
 
 def shard_of(span: AudioSpan, places: Places, shards: int) -> int:

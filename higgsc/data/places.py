@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from higgsc.data.formats.paths import confine, homes_of
 from higgsc.data.formats.reading import FORMATS, detect
 from higgsc.data.lock import exclusive
 from higgsc.data.remote import Mirror, file_system, is_url, place_in, read_remote
-from higgsc.data.store import STORE_FILE, STORE_FILES
+from higgsc.data.store import STORE_FILE, files_of
 
 _MIRROR = "remote"
 """Folder below the run's."""
@@ -125,7 +126,16 @@ def fetch_store(name: str, job: JobBase, context: StepContext) -> Path:
         if not here.is_file() or here.read_bytes() != description:
             fs, remote = file_system(name)
             with publish_folder(path, marker=STORE_FILE) as folder:
-                for file in STORE_FILES:
+                for file in _files(description, name):
                     fs.get_file(f"{remote}/{file}", str(folder / file))
                 (folder / STORE_FILE).write_bytes(description)
     return path
+
+
+def _files(description: bytes, name: str) -> tuple[str, ...]:
+    try:
+        return files_of(json.loads(description))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StepError(
+            f"{name}/{STORE_FILE} is not the record of a store: {error!r}", help="run the prepare step again"
+        ) from error

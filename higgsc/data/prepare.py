@@ -7,17 +7,18 @@ its codes from an encode step, an earlier run or an attempt that was killed. The
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from higgsc.contract.heartbeat import HeartbeatWriter
 from higgsc.contract.jobs import PrepareJob, StepContext
 from higgsc.contract.outcome import StepResult
-from higgsc.data.cache import CodeCache
-from higgsc.data.clips import Clip, ClipEncoder, recipe_of
+from higgsc.data.clips import Clip, ClipEncoder
 from higgsc.data.collect import Laid, collect
-from higgsc.data.encode import check_machine, encode
-from higgsc.data.loading import load_codec
+from higgsc.data.encode import check_machine, encode, hear
+from higgsc.data.encoders import open_encoder
+from higgsc.data.listener import Listener
 from higgsc.data.lock import exclusive
 from higgsc.data.places import Places, store_path
 from higgsc.data.records import AudioSpan, CloningSample
@@ -25,6 +26,7 @@ from higgsc.data.rejects import Rejects
 from higgsc.data.remote import is_url, upload
 from higgsc.data.split import held_out
 from higgsc.data.store import STORE_FILE, Store, StoreWriter
+from higgsc.data.whisper import WhisperEncoder
 from higgsc.data.workers import readers_of
 
 
@@ -47,16 +49,22 @@ def _run(job: PrepareJob, context: StepContext) -> StepResult:
     heartbeat = HeartbeatWriter(context.path(job.run), "prepare", unit="samples", total=None)
     rejects = Rejects(context, run=job.run, max_fraction=job.limits.max_bad_fraction, name=places.name)
     samples, changes = collect(job, places, rejects, heartbeat)
-    codec = load_codec(job.model, root=context.root, device=job.device)
-    with CodeCache(context.path(job.cache), recipe_of(codec)) as cache:
-        encoder = ClipEncoder(codec, cache, places=places, limits=job.limits, readers=readers_of(job))
+    with ExitStack() as stack:
+        encoder = stack.enter_context(open_encoder("codec", job, context, places=places, readers=readers_of(job)))
         spans = len({span for laid in samples for span in (laid.sample.reference_audio, laid.sample.target_audio)})
 
         def progress(done: int) -> None:  # clips are what takes time, samples are what people count
             heartbeat.beat(done * len(samples) // spans, f"{done:,} of {spans:,} clips")
 
         fit = encode(samples, encoder, job, context, rejects, progress)
-        _write(store, fit, job, places, encoder, rejects)
+        listener = None
+        if job.model.whisper is not None:
+            heartbeat.beat(len(samples), "what Whisper hears of the references", force=True)
+            listener = stack.enter_context(
+                open_encoder("whisper", job, context, places=places, readers=readers_of(job))
+            )
+            fit = hear(fit, listener, job, context, rejects)
+        _write(store, fit, job, places, encoder, rejects, listener)
     heartbeat.beat(len(samples), force=True)
     if is_url(job.store):
         upload(store, job.store, last=STORE_FILE)
@@ -69,6 +77,7 @@ def _run(job: PrepareJob, context: StepContext) -> StepResult:
         outputs=(store,),
         figures=dict(counts)
         | {"encoded clips": encoder.encoded, "encoded seconds": round(encoder.seconds, 3)}
+        | ({} if listener is None else {"heard clips": listener.encoded})
         | {f"text/{kind}": count for kind, count in sorted(changes.items())},
     )
 
@@ -80,9 +89,10 @@ def _write(
     places: Places,
     encoder: ClipEncoder,
     rejects: Rejects,
+    listener: ClipEncoder | None,
 ) -> None:
     """Write the store of those samples whose audio is usable."""
-    made_by = {
+    made_by: dict[str, Any] = {
         "base": job.model.base,
         "revision": job.model.revision,
         "codec": encoder.codec.fingerprint,
@@ -90,13 +100,18 @@ def _write(
         "validation_fraction": job.validation_fraction,
         "validation_by": job.validation_by,
     }
+    who: Listener | None = None
+    if listener is not None:
+        assert isinstance(listener.codec, WhisperEncoder)
+        who = listener.codec.listener
+    heard = {laid.sample.reference_audio: clips["heard"] for laid, clips in fit if "heard" in clips}
     held = held_out(
         [(laid.sample.id, laid.sample.speaker) for laid, _ in fit],
         by=job.validation_by,
         fraction=job.validation_fraction,
         seed=job.seed,
     )
-    with StoreWriter(store, made_by=made_by) as writer:
+    with StoreWriter(store, made_by=made_by, listener=who) as writer:
         numbers: dict[AudioSpan, int] = {}
         for laid, clips in fit:
             sample = laid.sample
@@ -104,7 +119,9 @@ def _write(
                 if span not in numbers:
                     clip = clips[what]
                     numbers[span] = writer.add_clip(
-                        encoder.cache.codes(clip.entry), audio=bytes.fromhex(clip.part.audio)
+                        encoder.cache.codes(clip.entry),
+                        audio=bytes.fromhex(clip.part.audio),
+                        heard=listener.cache.codes(heard[span].entry) if listener and span in heard else None,
                     )
             writer.add_sample(
                 laid.segments,

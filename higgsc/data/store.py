@@ -8,6 +8,8 @@
 | samples.npy    | one row a sample, see `SAMPLE_ROW`                                                     |
 | samples.jsonl  | one line a sample: id, speaker, texts, audio files, and where in the data it came from |
 | rejected.jsonl | one line a sample that was left out: id, file, line, reason                            |
+| heard.bf16     | only where a Whisper listened to the references: what it heard, `[H, width]` bfloat16  |
+| heard.npy      | likewise, one number a clip: where it starts in heard.bf16, -1 for what is no reference |
 | store.json     | schema, counts, speakers, what made it, and size and SHA-256 of every other file       |
 
 A clip lies in the store once, however many samples use it. The folder is put in place whole, by
@@ -32,10 +34,13 @@ from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.publish import publish_folder
 from higgsc.contract.receipts import sha256_file
 from higgsc.data.layout import Segments
+from higgsc.data.listener import Listener
 
 STORE_SCHEMA = "higgsc.store/v2"
 STORE_FILE = "store.json"
 STORE_FILES = ("codes.u16", "text.u32", "clips.npy", "samples.npy", "samples.jsonl", "rejected.jsonl")
+HEARD_FILES = ("heard.bf16", "heard.npy")
+"""Two more where a Whisper listened."""
 
 CLIP_ROW = np.dtype(
     [
@@ -77,6 +82,8 @@ class StoredSample:
     """Codes of the reference, `[T, 8]`."""
     target: Codes
     """Codes of the target, `[T, 8]`."""
+    heard: Codes | None = None
+    """What a Whisper heard of each frame of the reference, the bits of bfloat16 `[T, width]`; None if none listened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +98,19 @@ class Index:
     """Of reference and target in codes.u16, `[n, 2]`."""
     frames: npt.NDArray[np.int64]
     """Of reference and target, `[n, 2]`."""
+    first_heard: npt.NDArray[np.int64] | None
+    """Of the reference in heard.bf16, `[n]`; None where no Whisper listened."""
 
     @classmethod
-    def of(cls, samples: npt.NDArray[Any], clips: npt.NDArray[Any]) -> Index:
-        """From the rows of samples.npy and clips.npy."""
+    def of(cls, samples: npt.NDArray[Any], clips: npt.NDArray[Any], heard: npt.NDArray[np.int64] | None) -> Index:
+        """From the rows of samples.npy, clips.npy and heard.npy."""
         both = np.stack([samples["reference"], samples["target"]], axis=1)
         return cls(
             text=samples["text"].astype(np.int64),
             words=np.stack([samples[part] for part in ("prefix", "middle", "suffix")], axis=1).astype(np.int64),
             first_frame=clips["offset"][both].astype(np.int64),
             frames=clips["frames"][both].astype(np.int64),
+            first_heard=None if heard is None else heard[samples["reference"]],
         )
 
 
@@ -110,19 +120,22 @@ class StoreWriter:
     Codes go to disk as they come. What is kept in memory is one small row a clip and a sample.
     """
 
-    def __init__(self, path: Path, *, made_by: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, *, made_by: Mapping[str, Any], listener: Listener | None = None) -> None:
         """Prepare to write; nothing is touched before the `with` block.
 
         Args:
             path: The destination; an earlier store there is replaced at the end.
             made_by: What the content depends on (base, codec, seed); goes to store.json as it is.
+            listener: The Whisper that listened to the references, if one did.
         """
         self._path = path
-        self._made_by = dict(made_by)
+        self._made_by = dict(made_by) | ({} if listener is None else {"whisper": listener.model_dump()})
+        self._listener = listener
+        self._heard: list[int] = []
         self._clips: list[tuple[int, int, npt.NDArray[np.uint8]]] = []
         self._samples: list[tuple[int, int, int, int, int, int, int, bool, int]] = []
         self._speakers: dict[str, int] = {}
-        self._frames = self._words = self._record_bytes = self._rejected = 0
+        self._frames = self._words = self._record_bytes = self._rejected = self._heard_frames = 0
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -131,6 +144,8 @@ class StoreWriter:
             self._text: BinaryIO = stack.enter_context((self._folder / "text.u32").open("wb"))
             self._records: BinaryIO = stack.enter_context((self._folder / "samples.jsonl").open("wb"))
             self._rejects: BinaryIO = stack.enter_context((self._folder / "rejected.jsonl").open("wb"))
+            if self._listener is not None:
+                self._features: BinaryIO = stack.enter_context((self._folder / "heard.bf16").open("wb"))
             stack.push(self._finish)
             self._stack = stack.pop_all()
         return self
@@ -143,18 +158,26 @@ class StoreWriter:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def add_clip(self, codes: Codes, *, audio: bytes) -> int:
+    def add_clip(self, codes: Codes, *, audio: bytes, heard: Codes | None = None) -> int:
         """Append a clip.
 
         Args:
             codes: `[T, 8]`, each below 1024.
             audio: SHA-256 of the file that it comes from.
+            heard: What the listener heard of each frame, the bits of bfloat16 `[T, width]`; of a reference.
 
         Returns:
             Its number, which samples refer to.
         """
         if codes.ndim != 2 or codes.shape[1] != CODEBOOKS or not len(codes) or codes.dtype != np.uint16:
             raise ValueError(f"a clip is uint16 [T >= 1, {CODEBOOKS}], not {codes.dtype} {list(codes.shape)}")
+        if heard is not None:
+            width = 0 if self._listener is None else self._listener.width
+            if heard.dtype != np.uint16 or heard.shape != (len(codes), width):
+                raise ValueError(f"of {len(codes)} frames {width} numbers each are heard, not {list(heard.shape)}")
+            self._features.write(heard.astype("<u2").tobytes())
+        self._heard.append(-1 if heard is None else self._heard_frames)
+        self._heard_frames += 0 if heard is None else len(heard)
         self._codes.write(codes.astype("<u2").tobytes())
         self._clips.append((self._frames, len(codes), np.frombuffer(audio, dtype=np.uint8)))
         self._frames += len(codes)
@@ -173,6 +196,8 @@ class StoreWriter:
         """Append a sample; `reference` and `target` are numbers of clips, `record` goes to samples.jsonl."""
         if "id" not in record:
             raise ValueError("the record of a sample has an id")
+        if self._listener is not None and self._heard[reference] < 0:
+            raise ValueError("a reference is listened to")
         parts = (segments.prefix, segments.middle, segments.suffix)
         for part in parts:
             self._text.write(part.astype("<u4").tobytes())
@@ -198,6 +223,11 @@ class StoreWriter:
         rows = np.array(self._samples, dtype=SAMPLE_ROW)
         np.save(self._folder / "clips.npy", np.array(self._clips, dtype=CLIP_ROW))
         np.save(self._folder / "samples.npy", rows)
+        names: tuple[str, ...] = STORE_FILES
+        if self._listener is not None:
+            self._features.close()
+            np.save(self._folder / "heard.npy", np.array(self._heard, dtype="<i8"))
+            names += HEARD_FILES
         held_out = int(rows["validation"].sum())
         description = {
             "schema": STORE_SCHEMA,
@@ -217,7 +247,7 @@ class StoreWriter:
                     "size": (self._folder / name).stat().st_size,
                     "sha256": sha256_file(self._folder / name),
                 }
-                for name in STORE_FILES
+                for name in names
             },
         }
         text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
@@ -237,6 +267,15 @@ class Store:
         """All frames, `[F, 8]`."""
         self.text: npt.NDArray[np.uint32] = np.memmap(path / "text.u32", dtype="<u4", mode="r")
         """All text ids, `[W]`."""
+        whisper = self.made_by.get("whisper")
+        self.listener: Listener | None = None if whisper is None else Listener.model_validate(whisper)
+        """The Whisper that listened to the references, if one did."""
+        self.heard: Codes | None = None
+        """What it heard, the bits of bfloat16 `[H, width]`."""
+        starts = None
+        if self.listener is not None:
+            starts = np.load(path / "heard.npy").astype(np.int64)
+            self.heard = np.memmap(path / "heard.bf16", dtype="<u2", mode="r").reshape(-1, self.listener.width)
         self._clips = np.load(path / "clips.npy")
         self._samples = np.load(path / "samples.npy")
         self._records = np.memmap(path / "samples.jsonl", dtype=np.uint8, mode="r")
@@ -244,7 +283,7 @@ class Store:
         """Numbers of the samples to train on, ascending."""
         self.validation: npt.NDArray[np.int64] = np.flatnonzero(self._samples["validation"])
         """Numbers of the samples held out, ascending."""
-        self.index = Index.of(self._samples, self._clips)
+        self.index = Index.of(self._samples, self._clips, starts)
         """Where the parts of each sample are."""
         self.speaker_numbers: npt.NDArray[np.int64] = self._samples["speaker"].astype(np.int64)
         """Each sample's speaker as an index into `speakers`, `[n]`."""
@@ -282,7 +321,7 @@ class Store:
         schema = description.get("schema") if isinstance(description, dict) else None
         if schema != STORE_SCHEMA:
             raise _damaged(path / STORE_FILE, f"is of schema {schema!r}, this version reads {STORE_SCHEMA!r}")
-        for name in STORE_FILES:
+        for name in files_of(description):
             file, expected = path / name, description["files"][name]
             if not file.is_file():
                 raise _damaged(file, "is missing")
@@ -325,6 +364,7 @@ class Store:
             suffix=suffix,
             reference=self._clip(int(row["reference"])),
             target=self._clip(int(row["target"])),
+            heard=self._heard(index),
         )
 
     def record(self, index: int) -> dict[str, Any]:
@@ -334,9 +374,20 @@ class Store:
         record: dict[str, Any] = json.loads(self._records[start:end].tobytes())
         return record
 
+    def _heard(self, index: int) -> Codes | None:
+        if self.heard is None or self.index.first_heard is None:
+            return None
+        start = int(self.index.first_heard[index])
+        return np.array(self.heard[start : start + int(self.reference_frames[index])], dtype=np.uint16)
+
     def _clip(self, number: int) -> Codes:
         offset, frames = int(self._clips["offset"][number]), int(self._clips["frames"][number])
         return np.array(self.codes[offset : offset + frames], dtype=np.uint16)
+
+
+def files_of(description: Mapping[str, Any]) -> tuple[str, ...]:
+    """The files of a store beside store.json, by what that one says."""
+    return STORE_FILES + (HEARD_FILES if "whisper" in description["made_by"] else ())
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

@@ -11,10 +11,8 @@ from typing import Any
 
 from higgsc.contract.jobs import SpeechJob, StepContext
 from higgsc.contract.outcome import ExitCode, StepError
-from higgsc.data.cache import CodeCache
-from higgsc.data.clips import ClipEncoder, recipe_of
-from higgsc.data.loading import load_codec
-from higgsc.data.places import Places
+from higgsc.data.clips import ClipEncoder
+from higgsc.data.encoders import Kind, open_encoder
 from higgsc.data.records import AudioSpan
 
 _TRIED = 3
@@ -40,6 +38,7 @@ def spread(
     job: SpeechJob,
     context: StepContext,
     progress: Callable[[int], None],
+    kind: Kind = "codec",
 ) -> None:
     """Encode in as many processes as the job says, or as there are cores and work for them.
 
@@ -51,6 +50,7 @@ def spread(
         job: The job.
         context: Of the step.
         progress: Told how many spans were looked at, every now and then.
+        kind: What `encoder` encodes with.
 
     Raises:
         StepError: A process failed; carries its message and code.
@@ -74,7 +74,7 @@ def spread(
     failures: Any = spawn.SimpleQueue()
     processes = [
         spawn.Process(
-            target=_work, args=(job, context, missing[number::workers], counts[number], failures), daemon=True
+            target=_work, args=(job, context, missing[number::workers], counts[number], failures, kind), daemon=True
         )
         for number in range(workers)
     ]
@@ -104,12 +104,15 @@ def spread(
 
 
 def _work(
-    job: SpeechJob, context: StepContext, spans: Sequence[AudioSpan], count: Synchronized[int], failures: Any
+    job: SpeechJob,
+    context: StepContext,
+    spans: Sequence[AudioSpan],
+    count: Synchronized[int],
+    failures: Any,
+    kind: Kind,
 ) -> None:
     try:
-        codec = load_codec(job.model, root=context.root, device=job.device)
-        with CodeCache(context.path(job.cache), recipe_of(codec)) as cache:
-            encoder = ClipEncoder(codec, cache, places=Places(job, context), limits=job.limits)
+        with open_encoder(kind, job, context) as encoder:
             for _ in encoder.clips(spans):
                 count.value += 1
     except StepError as error:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.receipts import sha256_file
+from higgsc.data.whisper import WhisperEncoder
 from higgsc.deploy.fit import BaseShapes, misfits
 from higgsc.deploy.merge.fold import REPORT_FILE
+from higgsc.train.decoder.heard import projector_of
 from higgsc.train.model.adapter import CONFIG_FILE, Adapter, open_adapter, read_tensors
+from higgsc.train.model.projector import load_projector
 
 
 def put_on(model: Any, adapter: Path, *, base: Path) -> Any:
@@ -35,7 +40,38 @@ def put_on(model: Any, adapter: Path, *, base: Path) -> Any:
         raise misfit
     for layer in opened.layers.values():
         read_tensors(opened, layer.key_a, layer.key_b)  # refuses what is not finite
-    return PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device)).eval().get_base_model()
+    with warnings.catch_warnings():
+        # What PEFT does not know, the projector, follows.
+        warnings.filterwarnings("ignore", r"Unexpected keyword arguments \['whisper'\]")
+        adapted = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device)).eval()
+    causal = adapted.get_base_model()
+    load_projector(causal, opened)
+    return causal
+
+
+def load_listener(model: Any, *, root: Path, device: torch.device) -> WhisperEncoder | None:
+    """The Whisper that a model was trained with; None if with none.
+
+    Args:
+        model: From `put_on`, or without an adapter.
+        root: What the Whisper's folder is relative to, if it is one.
+        device: Where it runs.
+
+    Raises:
+        StepError: It cannot be loaded (66), or is another one than it was in the training (65).
+    """
+    projector = projector_of(model.model)
+    if projector is None:
+        return None
+    wanted = projector.listener
+    found = WhisperEncoder.load(wanted.ref, root=root, device=device)
+    if found.fingerprint != wanted.fingerprint:
+        raise StepError(
+            f"the adapter was trained with the Whisper {wanted}, and what `{wanted.encoder}` is now has the "
+            f"fingerprint {found.fingerprint[:12]}",
+            help="give it back the Whisper of its training; a commit in `model.whisper.revision` keeps that of the hub",
+        )
+    return found
 
 
 def merged_from(model: Path) -> str | None:

@@ -93,6 +93,22 @@ def misfits(adapter: Adapter, base: BaseShapes) -> Iterator[StepError]:
             )
 
 
+def check_mergeable(adapter: Adapter) -> None:
+    """Refuse an adapter that no base can hold.
+
+    Raises:
+        StepError: It was trained with a Whisper (65).
+    """
+    if adapter.listener is None:
+        return
+    raise StepError(
+        f"the adapter was trained with the Whisper {adapter.listener}, which no merged model has: what it hears of the "
+        "reference is added to the base's inputs, and not to its weights",
+        path=adapter.projector_path,
+        help="use it unmerged: `higgsc generate --adapter`, `higgsc serve --adapter` and `higgsc evaluate` do",
+    )
+
+
 _OTHER_SIZE = "the adapter was trained on a base of another size"
 
 

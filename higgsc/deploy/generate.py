@@ -27,10 +27,12 @@ from higgsc.data.layout import DEFAULT_SYSTEM, ChatLayout
 from higgsc.data.loading import load_codec
 from higgsc.data.records import AudioSpan
 from higgsc.data.text import DEFAULT_TEXT
-from higgsc.deploy.adapted import put_on
+from higgsc.data.whisper import WhisperEncoder
+from higgsc.deploy.adapted import load_listener, put_on
 from higgsc.deploy.base import folder_ref, stored_dtype
 from higgsc.deploy.chunks import MAX_CHARACTERS, chunks
 from higgsc.deploy.voice import Voice, Wave, encode_voice, read_reference, spoken_text
+from higgsc.train.decoder.heard import listening, projector_of
 from higgsc.train.model.build import load_base
 from higgsc.train.model.folder import base_folder
 from higgsc.train.seeds import Purpose, torch_seed
@@ -60,7 +62,15 @@ class Speech:
 class Speaker:
     """A model with its codec and prompt layout, ready to speak."""
 
-    def __init__(self, model: Any, layout: ChatLayout, codec: Codec, *, text: TextJob = DEFAULT_TEXT) -> None:
+    def __init__(
+        self,
+        model: Any,
+        layout: ChatLayout,
+        codec: Codec,
+        *,
+        text: TextJob = DEFAULT_TEXT,
+        listener: WhisperEncoder | None = None,
+    ) -> None:
         """Wrap loaded parts; `Speaker.load` is the usual way in.
 
         Args:
@@ -68,8 +78,10 @@ class Speaker:
             layout: Chat layout of the same checkpoint.
             codec: The audio tokenizer.
             text: How texts are normalised: as they were when the model was trained.
+            listener: The Whisper that the model was trained with, if with one; it takes voices from recordings.
         """
         self._model, self._layout, self._codec, self._text = model, layout, codec, text
+        self._listener = listener
 
     @classmethod
     def load(
@@ -95,14 +107,17 @@ class Speaker:
             dtype: Dtype the model computes in, None being the one it is stored in; the codec's is float32.
 
         Raises:
-            StepError: One of them cannot be read (66), or is not what it should be (65); see `put_on`.
+            StepError: One of them cannot be read (66), or is not what it should be (65); see `put_on`. So also of the
+                Whisper that the adapter was trained with.
         """
         folder, device = base_folder(str(model), revision, root=Path.cwd()), torch.device(device)
         ref = folder_ref(folder, audio_tokenizer=str(audio_tokenizer))
         loaded = load_base(ref, root=folder, dtype=dtype or stored_dtype(folder), device=device)
         if adapter is not None:
             loaded = put_on(loaded, Path(adapter), base=folder)
-        return cls(loaded, ChatLayout.load(folder), load_codec(ref, root=Path.cwd(), device=device), text=text)
+        codec = load_codec(ref, root=Path.cwd(), device=device)
+        listener = load_listener(loaded, root=Path.cwd(), device=device)
+        return cls(loaded, ChatLayout.load(folder), codec, text=text, listener=listener)
 
     def clean(self, text: str) -> str:
         """A text in the form that was learned, and that is spoken.
@@ -124,7 +139,7 @@ class Speaker:
                 long, silent, or no audio (65).
         """
         self.clean(reference_text)  # before the recording is read: a mistake that costs nothing to find
-        return encode_voice(self._codec, read_reference(reference_audio), reference_text, self._text)
+        return encode_voice(self._codec, read_reference(reference_audio), reference_text, self._text, self._listener)
 
     def speak(
         self,
@@ -194,6 +209,7 @@ class Speaker:
                 prefix,
                 voice.codes,
                 middle,
+                heard=voice.heard,
                 seed=seed if index == 0 else torch_seed(seed, Purpose.SAMPLING, index),
                 sampling=sampling,
                 max_seconds=max_seconds,
@@ -237,6 +253,7 @@ class Speaker:
         seed: int,
         sampling: Sampling,
         max_seconds: float,
+        heard: Codes | None = None,
         after_row: Callable[[], None] | None = None,
     ) -> Speech:
         """Continue a prompt that is already laid out, such as that of a stored sample.
@@ -248,17 +265,28 @@ class Speaker:
             seed: See `pieces`.
             sampling: See `pieces`.
             max_seconds: See `pieces`.
+            heard: What a Whisper heard of the reference, for a model that was trained with one; others do not listen.
             after_row: See `pieces`.
 
         Raises:
-            StepError: The length is not even a frame (2).
+            StepError: The length is not even a frame, or the model listens and nothing was heard (2).
         """
         frames = int(max_seconds * FRAMES_PER_SECOND)
         if frames < 1:
             raise StepError(f"at most {max_seconds:g} s: a frame takes {1 / FRAMES_PER_SECOND:g}", code=ExitCode.USAGE)
         inputs = self.prompt(prefix, reference, middle)
         settings = self._model.generation_config
-        rows = speak(self._model.generate, settings, inputs, frames, seed=seed, sampling=sampling, after_row=after_row)
+        decoder = self._model.model
+        if heard is None and projector_of(decoder) is not None:
+            raise StepError(
+                "the adapter was trained with a Whisper, and nothing of the reference was heard",
+                code=ExitCode.USAGE,
+                help="take the voice by `Speaker.voice`, of a speaker that `Speaker.load` made",
+            )
+        with listening(decoder, heard, prefix=len(prefix)):
+            rows = speak(
+                self._model.generate, settings, inputs, frames, seed=seed, sampling=sampling, after_row=after_row
+            )
         codes, finished = spoken_codes(rows)
         codes = codes[:frames]  # rows enough for an end after the last frame hold one frame more without it
         wave = self._codec.decode(codes) if len(codes) else np.zeros(0, dtype=np.float32)

@@ -15,6 +15,7 @@ from higgsc.data.audio import read_mono
 from higgsc.data.codec import Codec
 from higgsc.data.records import AudioSpan
 from higgsc.data.text import clean_text
+from higgsc.data.whisper import WhisperEncoder
 from higgsc.train.speech.speak import Codes
 
 MIN_REFERENCE_SECONDS = 0.5
@@ -37,6 +38,8 @@ class Voice:
     """Of the recording, `[T, 8]`."""
     text: str
     """What it says, cleaned."""
+    heard: Codes | None = None
+    """What a Whisper heard of it, the bits of bfloat16 `[T, width]`; None if none listened."""
 
     @property
     def seconds(self) -> float:
@@ -88,7 +91,9 @@ def read_reference(audio: Path | AudioSpan | Wave, *, max_seconds: float = MAX_R
     return wave
 
 
-def encode_voice(codec: Codec, wave: Wave, text: str, options: TextJob) -> Voice:
+def encode_voice(
+    codec: Codec, wave: Wave, text: str, options: TextJob, listener: WhisperEncoder | None = None
+) -> Voice:
     """A reading of `read_reference` as a voice.
 
     Args:
@@ -96,8 +101,10 @@ def encode_voice(codec: Codec, wave: Wave, text: str, options: TextJob) -> Voice
         wave: The recording.
         text: What it says, as people write it.
         options: How texts are normalised.
+        listener: Listens too, for a model that was trained with it.
 
     Raises:
         StepError: The text is empty, or holds a control token (2).
     """
-    return Voice(text=spoken_text(text, options), codes=codec.encode(wave))
+    heard = None if listener is None else listener.encode(wave)
+    return Voice(text=spoken_text(text, options), codes=codec.encode(wave), heard=heard)

@@ -104,7 +104,16 @@ def _what(ir: Ir) -> list[str]:
     return [
         f"| precision | {precision} base, fp32 adapter |",
         f"| LoRA | rank {lora.rank}, alpha {lora.alpha:g}, on {modules} modules |",
+        *_listens(ir),
     ]
+
+
+def _listens(ir: Ir) -> list[str]:
+    whisper = ir.spec.model.whisper
+    if whisper is None:
+        return []
+    at = "" if whisper.revision is None else f" at `{whisper.revision}`"
+    return [f"| Whisper (experimental) | `{whisper.encoder}`{at}, frozen, with a projector |"]
 
 
 def _yaml(value: Any, path: NodePath) -> Iterator[tuple[str, NodePath | None]]:

@@ -15,6 +15,21 @@ from higgsc.spec.tracking import Tracking
 from higgsc.spec.training import Checkpoint, Evaluate, Lora, Merge, Training
 
 
+class Whisper(SpecModel):
+    """Experimental: what a frozen Whisper hears of the reference is added to the reference's rows, through a projector
+    that is trained with the adapter. It starts at zero, so that the training begins where it would without it.
+
+    The projector is saved beside the adapter, and whoever speaks with it listens with the same Whisper. It cannot be
+    merged."""
+
+    encoder: FilePath
+    """A Whisper, such as `openai/whisper-large-v3`: hub id or local folder. Only its encoder is used."""
+    revision: str | None = None
+    """Commit of the hub repository; a hub id without one is a warning."""
+    width: int | None = Field(default=None, ge=1, le=16_384)
+    """Features of its encoder, `d_model` of its config.json; known of OpenAI's own."""
+
+
 class Model(SpecModel):
     """The weights that training starts from: frozen below the adapter, or all of them trained."""
 
@@ -28,6 +43,8 @@ class Model(SpecModel):
     """Hub id, local folder, or `builtin:tiny`."""
     audio_tokenizer_revision: str | None = None
     """Commit of the audio tokenizer's repository."""
+    whisper: Whisper | None = None
+    """Experimental: a frozen Whisper that listens to the reference as well; none if not given."""
 
 
 class Experiment(SpecModel):

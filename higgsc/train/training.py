@@ -29,6 +29,7 @@ from higgsc.train.faults.watchdog import Watchdog
 from higgsc.train.gradients import Comparison, Gradients
 from higgsc.train.model.build import adapter_parameters, add_lora, check_trainable, load_base, train_whole
 from higgsc.train.model.layers import expect_compiler, run_layers
+from higgsc.train.model.projector import add_projector, listener_for
 from higgsc.train.model.start import start_from
 from higgsc.train.objective.loss import LossModule, LossSums
 from higgsc.train.objective.validate import validation_losses
@@ -98,6 +99,8 @@ class Training:
             self._model = train_whole(base, job.model)
         else:
             self._model = adapted = add_lora(base, job.lora, job.seed)
+            if job.model.whisper is not None:
+                add_projector(base, listener_for(store, job.model))
             if checkpoint is None and job.lora.start is not None:
                 start_from(context.path(job.lora.start), adapted, job.model)
         alone, shared = (kernel(mesh.device, compute, shared=shared) for shared in (False, True))

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 
 import higgsc.data.collect
-import higgsc.data.encode
-import higgsc.data.prepare
+import higgsc.data.encoders
 from higgsc.contract import publish
 from higgsc.contract.jobs import EncodeJob, StepContext
 from higgsc.contract.outcome import ExitCode, StepError, StepResult
@@ -41,8 +40,7 @@ CLIPS = 12
 def loaded(monkeypatch: pytest.MonkeyPatch) -> Codec:
     """Codec and tokenizer are loaded once for all the runs of a test."""
     codec, layout = Codec.load(tiny_path("audio_tokenizer")), ChatLayout.load("builtin:tiny")
-    for module in (higgsc.data.encode, higgsc.data.prepare):
-        monkeypatch.setattr(module, "load_codec", lambda *_, **__: codec)
+    monkeypatch.setattr(higgsc.data.encoders, "load_codec", lambda *_, **__: codec)
     monkeypatch.setattr(higgsc.data.collect.ChatLayout, "load", lambda *_, **__: layout)
     return codec
 

@@ -19,6 +19,7 @@ from higgsc.data.audio import read_mono  # noqa: E402
 from higgsc.data.codec import Codec  # noqa: E402
 from higgsc.data.layout import DEFAULT_SYSTEM, ChatLayout  # noqa: E402
 from higgsc.data.store import StoreWriter  # noqa: E402
+from higgsc.data.whisper import WhisperEncoder  # noqa: E402
 from higgsc.deploy.merge import step as merge  # noqa: E402
 from higgsc.train.checkpoints.checkpoint import save_checkpoint  # noqa: E402
 from higgsc.train.checkpoints.progress import Progress  # noqa: E402
@@ -49,16 +50,19 @@ def context(tmp_path: Path) -> StepContext:
 def write_store(tmp_path: Path, codec: Codec) -> Callable[..., Path]:
     """Four samples of real clips, the last `held_out` of them for validation."""
 
-    def write(*, held_out: int, codec_name: str | None = None) -> Path:
+    def write(*, held_out: int, codec_name: str | None = None, listener: WhisperEncoder | None = None) -> Path:
         layout = ChatLayout.load("builtin:tiny")
         path = tmp_path / "runs/t/store"
-        with StoreWriter(path, made_by={"codec": codec_name or codec.fingerprint}) as writer:
+        who = None if listener is None else listener.listener
+        with StoreWriter(path, made_by={"codec": codec_name or codec.fingerprint}, listener=who) as writer:
             for number in range(4):
                 waves = [
                     read_mono(CLIPS / f"huda-0{number + n}.flac", max_seconds=30)[: 24_000 * seconds // 2]
                     for n, seconds in ((1, 2), (2, 1))
                 ]
-                reference, target = (writer.add_clip(codec.encode(wave), audio=bytes(32)) for wave in waves)
+                heard = None if listener is None else listener.encode(waves[0])
+                reference = writer.add_clip(codec.encode(waves[0]), audio=bytes(32), heard=heard)
+                target = writer.add_clip(codec.encode(waves[1]), audio=bytes(32))
                 texts = {"reference_text": f"reference {number}", "target_text": f"target {number}"}
                 writer.add_sample(
                     layout.segments(system=DEFAULT_SYSTEM, scene=None, **texts),

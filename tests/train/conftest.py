@@ -29,10 +29,12 @@ from higgsc.contract.jobs import (
 )
 from higgsc.contract.outcome import Interrupted, StepResult
 from higgsc.data.layout import Segments
+from higgsc.data.listener import Listener
 from higgsc.data.store import StoredSample, StoreWriter
 from higgsc.train.model.builtin import tiny_path
 from higgsc.train.rows.sequence import AudioTokens
 from higgsc.train.step import run
+from tests.whisper import some_features
 
 MakeSample = Callable[..., StoredSample]
 
@@ -223,17 +225,18 @@ def project(tmp_path: Path) -> Project:
     return make_project(tmp_path)
 
 
-def make_project(root: Path) -> Project:
-    """Seven samples to train on and three held out, of lengths that differ."""
+def make_project(root: Path, listener: Listener | None = None) -> Project:
+    """Seven samples to train on and three held out, of lengths that differ; with what a Whisper heard, if one did."""
     random = np.random.default_rng(0)
     ids = AudioTokens.of(HiggsAudioV2Config.from_pretrained(tiny_path("model")))
-    with StoreWriter(root / "store", made_by={"base": "builtin:tiny", "revision": None}) as store:
+    made_by = {"base": "builtin:tiny", "revision": None}
+    with StoreWriter(root / "store", made_by=made_by, listener=listener) as store:
         for number in range(10):
+            codes = [random.integers(0, 1024, (int(random.integers(2, 9)), 8)).astype(np.uint16) for _ in range(2)]
+            heard = None if listener is None else some_features(number, len(codes[0]))
             clips = [
-                store.add_clip(
-                    random.integers(0, 1024, (int(random.integers(2, 9)), 8)).astype(np.uint16), audio=bytes(32)
-                )
-                for _ in range(2)
+                store.add_clip(codes[0], audio=bytes(32), heard=heard),
+                store.add_clip(codes[1], audio=bytes(32)),
             ]
             segments = Segments(
                 prefix=random.integers(0, 256, 5), middle=random.integers(0, 256, 9), suffix=np.array([263, 261])

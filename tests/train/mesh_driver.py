@@ -26,14 +26,17 @@ from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneratio
 from higgsc.contract.jobs import ContrastiveJob, LoraJob, LossJob, MeshJob
 from higgsc.data.store import StoredSample
 from higgsc.train.checkpoints.progress import seed_dropout
+from higgsc.train.decoder.heard import Heard
 from higgsc.train.decoder.routes import Routes
 from higgsc.train.gradients import Comparison
 from higgsc.train.model.build import adapter_parameters, add_lora
+from higgsc.train.model.projector import add_projector
 from higgsc.train.objective.contrastive import Voices, voices
 from higgsc.train.objective.loss import LossModule, objective
 from higgsc.train.parallel.mesh import Mesh, device_mesh
 from higgsc.train.rows.row import PackedBatch, pack
 from higgsc.train.rows.sequence import AudioTokens, build_sequence
+from tests.whisper import some_features, some_listener
 
 TARGETS = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),
@@ -63,6 +66,8 @@ class Case:
     """Layers compute their activations a second time in the backward pass."""
     voices: bool = False
     """The contrastive loss is on; rows are of samples with both clips, as it needs them."""
+    listens: bool = False
+    """What a Whisper heard of the references is added by a projector that is no zero any more."""
 
 
 def build(case: Case, mesh: Mesh) -> LossModule:
@@ -100,6 +105,8 @@ def build(case: Case, mesh: Mesh) -> LossModule:
         ),
         seed=1,
     )
+    if case.listens:
+        add_projector(model, some_listener())
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in adapter_parameters(adapted).values():
@@ -116,6 +123,7 @@ def make_sample(random: np.random.Generator, frames: int) -> StoredSample:
         suffix=np.array([54, 50]),
         reference=codes[0],
         target=codes[1],
+        heard=some_features(frames, frames),
         id="",
         speaker="a",
     )
@@ -150,6 +158,8 @@ def _only(row: PackedBatch, kept: Tensor, audio: Tensor) -> PackedBatch:
     """A row of the kept positions alone, with the labels that are theirs."""
     place = torch.cumsum(kept, 0) - 1
     with_audio, with_text = kept[row.audio_positions], kept[row.text_positions]
+    assert row.heard is not None
+    there = kept[row.heard.places]
     audio_positions, text_positions = place[row.audio_positions[with_audio]], place[row.text_positions[with_text]]
     return replace(
         row,
@@ -166,6 +176,7 @@ def _only(row: PackedBatch, kept: Tensor, audio: Tensor) -> PackedBatch:
         audio_labels=row.audio_labels[with_audio],
         text_positions=text_positions,
         text_labels=row.text_labels[with_text],
+        heard=Heard(features=row.heard.features[there], places=place[row.heard.places[there]]),
     )
 
 

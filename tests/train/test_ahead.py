@@ -130,10 +130,10 @@ def test_sharing_and_packing_change_no_loss(voices: Project, monkeypatch: pytest
 def test_an_error_names_the_sample(voices: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     assemble = inputs_module.assemble
 
-    def broken(store: Store, indices: Any, *rest: Any) -> Any:
+    def broken(store: Store, indices: Any, *rest: Any, **options: Any) -> Any:
         if 7 in indices:
             raise ValueError("cannot reshape array.")
-        return assemble(store, indices, *rest)
+        return assemble(store, indices, *rest, **options)
 
     monkeypatch.setattr(inputs_module, "assemble", broken)
     with pytest.raises(StepError, match="cannot make a row of sample sample-7: cannot reshape array") as caught:

@@ -36,6 +36,10 @@ TWO: list[dict[str, Any]] = [
     {"mesh": PAIR_SEQUENCE, "dropout": 0.5, "checkpointing": True},
     {"mesh": {"replicate": 2, "shard": 1}, "voices": True},
     {"mesh": PAIR_SEQUENCE, "voices": True},
+    {"mesh": {"replicate": 2, "shard": 1}, "listens": True},
+    {"mesh": {"replicate": 1, "shard": 2}, "listens": True},
+    {"mesh": PAIR, "listens": True},
+    {"mesh": PAIR_SEQUENCE, "listens": True, "checkpointing": True},
 ]
 FOUR: list[dict[str, Any]] = [
     {"mesh": {"replicate": 2, "shard": 2}},
@@ -49,6 +53,7 @@ FOUR: list[dict[str, Any]] = [
     {"mesh": TWO_D | {"sequence": True}, "checkpointing": True},
     {"mesh": {"replicate": 2, "shard": 1, "tensor": 2}, "voices": True},
     {"mesh": TWO_D | {"sequence": True}, "voices": True},
+    {"mesh": TWO_D | {"sequence": True}, "listens": True},
 ]
 
 

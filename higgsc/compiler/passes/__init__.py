@@ -29,6 +29,7 @@ from higgsc.compiler.passes.time_limit import time_limit
 from higgsc.compiler.passes.topology import topology
 from higgsc.compiler.passes.tracking import tracking
 from higgsc.compiler.passes.unlikely import unlikely
+from higgsc.compiler.passes.whisper import whisper
 from higgsc.compiler.passes.whole_model import whole_model
 
 Pass = Callable[[Ir, Sink], Ir]
@@ -43,6 +44,7 @@ PASSES: tuple[Pass, ...] = (
     whole_model,
     lora_targets,
     lora_patterns,  # needs the adapter's modules
+    whisper,  # adds to what is trained
     batch,  # needs the data-parallel ranks of `mesh`; its way out, the adapter's modules
     schedule,
     unlikely,

@@ -14,6 +14,7 @@ from higgsc.compiler.batch import batch_of
 from higgsc.compiler.diagnostics import Diagnostic, Label, Sink
 from higgsc.compiler.ir import Ir
 from higgsc.compiler.passes.mesh import tensor_sizes, undivided
+from higgsc.compiler.passes.whisper import whisper_width
 
 
 def memory(ir: Ir, sink: Sink) -> Ir:
@@ -59,6 +60,7 @@ def setup_of(ir: Ir, accumulation: int | None = None) -> Setup:
         activation_checkpointing=ir.spec.training.activation_checkpointing,
         tensor=ir.spec.parallelism.tensor,
         sequence=ir.spec.parallelism.sequence,
+        whisper=whisper_width(ir),
     )
 
 

@@ -29,6 +29,7 @@ def paths(ir: Ir, sink: Sink) -> Ir:
         **{f"data.roots.{index}": folder for index, folder in enumerate(spec.data.roots)},
         "model.base": spec.model.base,
         "model.audio_tokenizer": spec.model.audio_tokenizer,
+        "model.whisper.encoder": None if spec.model.whisper is None else spec.model.whisper.encoder,
         "evaluate.recogniser": None if spec.evaluate is None else spec.evaluate.recogniser,
         "evaluate.similarity": None if spec.evaluate is None else spec.evaluate.similarity,
         "lora.start": None if spec.lora is None else spec.lora.start,

@@ -17,8 +17,10 @@ KNOWN_COMMITS = {RELEASED_BASE: "0ff4877"}
 
 
 def pinning(ir: Ir, sink: Sink) -> Ir:
-    """Refuse bases that are none; warn about a hub base without a commit, and a commit that nothing is pinned by."""
+    """Refuse bases that are none; warn about a hub base without a commit, and a commit that nothing is pinned by. Of a
+    Whisper likewise."""
     model = ir.spec.model
+    _whisper(ir, sink)
     before = sink.error_count
     for at, name, real in (
         ("model.base", model.base, RELEASED_BASE),
@@ -47,10 +49,32 @@ def pinning(ir: Ir, sink: Sink) -> Ir:
     if revision is None:
         message = f"`model.revision` is not pinned, so `{model.base}` may change between two runs"
         sink.add(Diagnostic("HC412", message, ir.label("model.base"), help=help_))
-    elif not re.fullmatch(r"[0-9a-f]{1,40}", revision):
+    elif not _is_commit(revision):
         message = f"`model.revision: {revision}` is a branch or a tag, which may move between two runs"
         sink.add(Diagnostic("HC412", message, ir.label("model.revision"), help=help_))
     return ir
+
+
+def _whisper(ir: Ir, sink: Sink) -> None:
+    asked, at = ir.spec.model.whisper, "model.whisper.revision"
+    if asked is None or "://" in asked.encoder:
+        return
+    if not _is_hub_id(asked.encoder):
+        if asked.revision is not None and asked.encoder.startswith((".", "/")):
+            message = f"`{at}` has no effect: `{asked.encoder}` is no repository of the hub"
+            sink.add(Diagnostic("HC413", message, ir.label(at), help="write `revision: null`"))
+        return
+    help_ = "write `revision:` with a commit of the repository's history"
+    if asked.revision is None:
+        message = f"`{at}` is not pinned, so `{asked.encoder}` may change between two runs"
+        sink.add(Diagnostic("HC412", message, ir.label("model.whisper.encoder"), help=help_))
+    elif not _is_commit(asked.revision):
+        message = f"`{at}: {asked.revision}` is a branch or a tag, which may move between two runs"
+        sink.add(Diagnostic("HC412", message, ir.label(at), help=help_))
+
+
+def _is_commit(revision: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{1,40}", revision) is not None
 
 
 def _pins_nothing(ir: Ir) -> Diagnostic:

@@ -59,7 +59,8 @@ def schedule(ir: Ir, sink: Sink) -> Ir:
         )
     if spec.data.validation.fraction == 0:
         _need_held_out(ir, sink)
-    if spec.evaluate is not None and spec.merge is None and spec.lora is not None:
+    unmerged = spec.lora is None or spec.model.whisper is not None
+    if spec.evaluate is not None and spec.merge is None and not unmerged:
         sink.add(
             Diagnostic(
                 "HC323",

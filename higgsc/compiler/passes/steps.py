@@ -11,6 +11,7 @@ from higgsc.compiler.adapter import adapter_of, as_peft
 from higgsc.compiler.batch import batch_of
 from higgsc.compiler.diagnostics import Sink
 from higgsc.compiler.ir import Ir
+from higgsc.compiler.passes.whisper import projector_parameters
 from higgsc.compiler.plan import Resources, Step
 from higgsc.contract import jobs
 from higgsc.spec.training import Evaluate
@@ -20,7 +21,8 @@ def steps(ir: Ir, sink: Sink) -> Ir:
     """Build the steps.
 
     `encode` is there if it is divided into shards. `merge` needs `train`, `evaluate` needs `merge`; both can be
-    switched off. Where the whole model is trained, nothing is merged, and `evaluate` needs `train`.
+    switched off. Where the whole model is trained, or a Whisper listens, nothing is merged, and `evaluate` needs
+    `train`.
     """
     if sink.error_count:
         return ir  # there is nothing sound to build steps from
@@ -28,9 +30,14 @@ def steps(ir: Ir, sink: Sink) -> Ir:
     made += [_prepare(ir), _train(ir)]
     if ir.spec.merge is not None:
         made.append(_merge(ir))
-    if ir.spec.evaluate is not None and (ir.spec.merge is not None or ir.spec.lora is None):
+    if ir.spec.evaluate is not None and (ir.spec.merge is not None or _unmerged(ir)):
         made.append(_evaluate(ir))
     return replace(ir, steps=tuple(made))
+
+
+def _unmerged(ir: Ir) -> bool:
+    """Whether the checkpoints are evaluated as they are."""
+    return ir.spec.lora is None or ir.spec.model.whisper is not None
 
 
 def _encode(ir: Ir) -> Step:
@@ -143,7 +150,7 @@ def _lora(ir: Ir) -> jobs.LoraJob | None:
         dora=lora.dora,
         start=lora.start,
         module_count=ir.integer("lora.module_count"),
-        trainable_parameters=ir.integer("training.trainable_parameters"),
+        trainable_parameters=ir.integer("training.trainable_parameters") - projector_parameters(ir),
     )
 
 
@@ -163,13 +170,13 @@ def _merge(ir: Ir) -> Step:
 
 def _evaluate(ir: Ir) -> Step:
     assert ir.spec.evaluate is not None
-    output, best, whole = ir.text("output"), ir.spec.checkpoint.best, ir.spec.lora is None
-    select = "best" if whole or ir.spec.merge is None else ir.spec.merge.select
+    output, best, unmerged = ir.text("output"), ir.spec.checkpoint.best, _unmerged(ir)
+    select = "best" if unmerged or ir.spec.merge is None else ir.spec.merge.select
     trained = jobs.SelectJob(checkpoints=f"{output}/checkpoints", select=select, best=best)
     job = jobs.EvaluateJob(
         **_common(ir),
         store=ir.text("data.store"),
-        merged=None if whole else f"{output}/merged",
+        merged=None if unmerged else f"{output}/merged",
         trained=trained,
         samples=ir.spec.evaluate.samples,
         prompts=ir.spec.evaluate.prompts,
@@ -184,7 +191,7 @@ def _evaluate(ir: Ir) -> Step:
         ir,
         job,
         f"score held-out samples, speak {ir.spec.evaluate.prompts} prompts",
-        needs=("train",) if whole else ("merge",),
+        needs=("train",) if unmerged else ("merge",),
         whole_machine=False,
     )
 
@@ -203,6 +210,13 @@ def _common(ir: Ir) -> dict[str, Any]:
             revision=model.revision,
             audio_tokenizer=model.audio_tokenizer,
             audio_tokenizer_revision=model.audio_tokenizer_revision,
+            whisper=None
+            if model.whisper is None
+            else jobs.WhisperRef(
+                encoder=model.whisper.encoder,
+                revision=model.whisper.revision,
+                width=ir.integer("model.whisper.width"),
+            ),
         ),
     }
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 
+from higgsc.catalog.whisper import EXAMPLE
 from higgsc.compiler.reading.source import Node, NodePath
 from higgsc.compiler.words.hint import Hint
 from higgsc.compiler.words.hints_number import as_number, as_share, one_of_several, share_of_steps
@@ -127,6 +128,8 @@ def _as_mapping(node: Node, path: NodePath) -> Hint:
     if last == "contrastive":
         weight = written if isinstance(value, int | float) and not isinstance(value, bool) else "0.1"
         return Hint(f"write `{{weight: {weight}}}`")
+    if last == "whisper":
+        return Hint(f"write `{{encoder: {written if isinstance(value, str) and '/' in value else EXAMPLE}}}`")
     if last == "curriculum":
         return Hint("write `{start_seconds: 5, steps: 1000}`")
     if path[:2] == ("loss", "schedule") and len(path) == 4:

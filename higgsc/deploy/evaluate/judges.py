@@ -1,20 +1,15 @@
-"""What the models that measure have in common: where they are, and the rate that they listen at."""
+"""What the models that measure have in common: where they are."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import soxr
 from transformers import AutoConfig
 
-from higgsc.catalog.codec import SAMPLE_RATE
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.loading import first_line
 
-RATE = 16_000
 _EXAMPLES = {"whisper": "openai/whisper-large-v3", "wavlm": "microsoft/wavlm-base-plus-sv"}
 
 
@@ -54,9 +49,3 @@ def cannot_load(name: str, option: str, error: Exception) -> StepError:
         code=ExitCode.MISSING_INPUT,
         help="the folder holds the model's weights, config.json, and what its processor needs, as on the hub",
     )
-
-
-def resampled(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """24 kHz as 16 kHz, mono `[N]`."""
-    made: npt.NDArray[np.float32] = soxr.resample(samples, SAMPLE_RATE, RATE, quality="HQ")
-    return made

@@ -12,7 +12,8 @@ from transformers import AutoProcessor, WhisperForConditionalGeneration
 
 from higgsc.contract.evaluation import Judge
 from higgsc.contract.outcome import StepError
-from higgsc.deploy.evaluate.judges import RATE, cannot_load, judge_config, resampled
+from higgsc.data.whisper import RATE, resampled
+from higgsc.deploy.evaluate.judges import cannot_load, judge_config
 
 _SHORTEST = RATE // 10
 """Below a tenth of a second there is nothing to understand."""

@@ -13,7 +13,8 @@ from transformers import AutoFeatureExtractor, WavLMForXVector
 
 from higgsc.catalog.codec import SAMPLE_RATE
 from higgsc.contract.evaluation import Judge
-from higgsc.deploy.evaluate.judges import RATE, cannot_load, judge_config, resampled
+from higgsc.data.whisper import RATE, resampled
+from higgsc.deploy.evaluate.judges import cannot_load, judge_config
 
 SHORTEST_SECONDS = 0.5
 """Of a shorter recording nothing is said: the network's windows do not fit, and no voice can be told by it."""

@@ -91,6 +91,7 @@ def _speak(
         seed=task.seed,
         sampling=Sampling(temperature=temperature),
         max_seconds=task.max_seconds,
+        heard=sample.heard,
     )
     took = time.perf_counter() - started
     wav = folder / f"{task.stem}.{who}.wav"

@@ -37,6 +37,7 @@ from higgsc.deploy.evaluate.trained import Trained, of_job
 from higgsc.deploy.generate import Speaker
 from higgsc.train.model.build import load_base
 from higgsc.train.model.folder import base_folder
+from higgsc.train.model.projector import check_heard
 from higgsc.train.parallel.mesh import Mesh, open_mesh
 
 Beat = Callable[[int, int, str], None]
@@ -182,6 +183,7 @@ class _Work:
 
     def of(self, model: Any, layout: Path, who: str) -> tuple[Losses, list[Spoken]]:
         """Losses of a model, and what it makes of the prompts."""
+        check_heard(model, self.store)
         self.done(f"losses, {who}")
         found = losses(model, self.store, self.mesh)
         speaker = Speaker(model, ChatLayout.load(layout), self.codec)

@@ -14,7 +14,7 @@ from higgsc.deploy.inspect.report import Report
 from higgsc.deploy.inspect.tensors import Summary, summaries
 from higgsc.deploy.weights import open_weights
 from higgsc.train.checkpoints.progress import MOMENTS
-from higgsc.train.model.adapter import CONFIG_FILE, Adapter, read_adapter, read_config
+from higgsc.train.model.adapter import CONFIG_FILE, PROJECTOR, Adapter, read_adapter, read_config
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -52,6 +52,8 @@ def adapter_contents(folder: Path, report: Report, base: Path | None, expected: 
     if expected.job:
         _against_job(folder / CONFIG_FILE, report, expected.job)
     found = {summary.name: summary for summary in _read(adapter.weights_path, report)}
+    if adapter.listener is not None:
+        found |= {summary.name: summary for summary in _read(adapter.projector_path, report)}
     _note_zeros(adapter, found, report, expected)
     return {name: summary.shape for name, summary in found.items()}
 
@@ -154,6 +156,7 @@ def _against_job(path: Path, report: Report, job: Mapping[str, Any]) -> None:
         ("use_rslora", bool(config.get("use_rslora")), "lora.scaling", lora.get("scaling") == "rslora"),
         ("target_modules", _sorted(config.get("target_modules")), "lora.targets", _sorted(lora.get("targets"))),
         ("modules_to_save", _sorted(config.get("modules_to_save")), "lora.full", _sorted(lora.get("full"))),
+        ("whisper", _named(config.get("whisper")), "model.whisper", _named(model.get("whisper"))),
     ]
     for key, value, where, wanted in pairs:
         if value != wanted:
@@ -166,6 +169,11 @@ def _against_job(path: Path, report: Report, job: Mapping[str, Any]) -> None:
             )
 
 
+def _named(whisper: object) -> object:
+    """Which Whisper, without what only one of the two says of it."""
+    return {key: whisper.get(key) for key in ("encoder", "revision", "width")} if isinstance(whisper, Mapping) else None
+
+
 def _sorted(names: object) -> object:
     return sorted(map(str, names)) if isinstance(names, Collection) and not isinstance(names, str) else names or []
 
@@ -176,6 +184,8 @@ def _note_zeros(adapter: Adapter, found: Mapping[str, Summary], report: Report, 
         return
     rest = ["magnitudes of DoRA"] if any(layer.key_magnitude for layer in adapter.layers.values()) else []
     rest += ["modules trained whole"] if adapter.full else []
+    if adapter.listener is not None and PROJECTOR in found and not found[PROJECTOR].zero:
+        rest.append("projector of what Whisper hears")
     report.notes.append(
         f"every B matrix is zero: only the {' and the '.join(rest)} can differ from the base"
         if rest

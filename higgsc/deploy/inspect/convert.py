@@ -24,6 +24,7 @@ from higgsc.catalog.original_names import to_original, to_transformers
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.publish import publish_folder
 from higgsc.contract.receipts import sha256_file
+from higgsc.deploy.fit import check_mergeable
 from higgsc.deploy.inspect.names import LORA_A, PREFIX, name_in_file, split
 from higgsc.deploy.inspect.pickled import read_pickled
 from higgsc.train.checkpoints.checkpoint import write_tensors
@@ -73,6 +74,8 @@ def convert_adapter(folder: Path, out: Path) -> Conversion:
     config = read_config(folder)
     if (problem := next(config_problems(config, folder / CONFIG_FILE), None)) is not None:
         raise problem
+    if config.get("whisper") is not None:
+        check_mergeable(open_adapter(folder))
     path = folder / WEIGHTS_FILE
     if not path.is_file() and (folder / PICKLED_FILE).is_file():
         path = folder / PICKLED_FILE

@@ -21,14 +21,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 from safetensors import safe_open
 
 from higgsc.contract.outcome import StepError
+from higgsc.deploy.inspect.names import PREFIX
 from higgsc.deploy.inspect.tensors import blocks
-from higgsc.train.model.adapter import Adapter, LoraLayer, read_tensors, tensor_shapes
+from higgsc.train.model.adapter import PROJECTOR, Adapter, LoraLayer, read_tensors, tensor_shapes
 
 GROUPS: Final = {
     "attention": ".self_attn.",
@@ -109,7 +111,7 @@ class AdapterDistance:
     modules: dict[str, Distance] = field(default_factory=dict)
     """By path, in the first adapter's order."""
     whole: dict[str, WholeDistance] = field(default_factory=dict)
-    """Weights trained whole in both, by name."""
+    """Weights trained whole in both, by name; the projector too, where both listen with the same Whisper."""
     notes: list[str] = field(default_factory=list)
     """What the numbers do not say."""
 
@@ -145,7 +147,13 @@ def adapter_distance(first: Adapter, second: Adapter) -> AdapterDistance:
     shapes = [tensor_shapes(adapter.weights_path) if adapter.full else {} for adapter in (first, second)]
     for name in (name for name in first.full if name in second.full):
         _same_shape(name, shapes[0][first.full[name]], shapes[1][second.full[name]], second)
-        found.whole[name] = _whole_distance(first, second, name)
+        files = ((first.weights_path, first.full[name]), (second.weights_path, second.full[name]))
+        found.whole[name] = _whole_distance(*files)
+    if first.listener is not None and first.listener == second.listener:
+        name = PROJECTOR.removeprefix(PREFIX)
+        one, two = (tensor_shapes(adapter.projector_path)[PROJECTOR] for adapter in (first, second))
+        _same_shape(name, one, two, second)
+        found.whole[name] = _whole_distance((first.projector_path, PROJECTOR), (second.projector_path, PROJECTOR))
     found.notes += _notes(first, second)
     return found
 
@@ -189,10 +197,11 @@ def _inner(one: _Factors | None, two: _Factors | None) -> float:
     return float(((one[0].T @ two[0]) * (one[1] @ two[1].T)).sum())
 
 
-def _whole_distance(first: Adapter, second: Adapter, name: str) -> WholeDistance:
+def _whole_distance(first: tuple[Path, str], second: tuple[Path, str]) -> WholeDistance:
+    """Of two weights, each a file and a name in it."""
     one = two = apart = 0.0
-    with safe_open(first.weights_path, "pt") as mine, safe_open(second.weights_path, "pt") as theirs:
-        pairs = zip(blocks(mine, first.full[name]), blocks(theirs, second.full[name]), strict=True)
+    with safe_open(first[0], "pt") as mine, safe_open(second[0], "pt") as theirs:
+        pairs = zip(blocks(mine, first[1]), blocks(theirs, second[1]), strict=True)
         for left, right in ((left.double(), right.double()) for left, right in pairs):
             one += float(left.square().sum())
             two += float(right.square().sum())
@@ -219,6 +228,10 @@ def _notes(first: Adapter, second: Adapter) -> list[str]:
         notes.append("DoRA: the distance is of the low-rank part, before the rows are brought to their lengths")
     if dora[0] != dora[1]:
         notes.append("only one of them is DoRA: its lengths of rows have nothing to be compared with")
+    if first.listener != second.listener:
+        who = [f"the first with {first.listener}", f"the second with {second.listener}"]
+        listen = [words for words, adapter in zip(who, (first, second), strict=True) if adapter.listener is not None]
+        notes.append(f"not compared, what they make of what a Whisper hears: {', '.join(listen)}")
     for one, two, which in ((first, second, "first"), (second, first, "second")):
         if alone := [name for name in one.full if name not in two.full]:
             notes.append(f"trained whole in the {which} alone, and not compared: {', '.join(alone)}")

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from higgsc.catalog.original_names import to_original, to_transformers
 from higgsc.contract.outcome import ExitCode, StepError
-from higgsc.deploy.fit import known_shapes, misfits
+from higgsc.deploy.fit import check_mergeable, known_shapes, misfits
 from higgsc.deploy.inspect.names import name_in_file, split
 from higgsc.deploy.inspect.pickled import read_pickled
 from higgsc.train.model.adapter import (
@@ -161,8 +161,9 @@ def _refusal(path: Path) -> StepError | None:
     if adapter is None or problems:
         return problems[0]
     try:
+        check_mergeable(adapter)
         return next(misfits(adapter, known_shapes(adapter.base, None, root=Path.cwd())), None)
-    except StepError as problem:  # a base that is here, and damaged
+    except StepError as problem:  # it listens; or a base that is here is damaged
         return problem
 
 

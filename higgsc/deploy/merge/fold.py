@@ -19,7 +19,7 @@ import higgsc
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.publish import publish_folder
 from higgsc.contract.receipts import sha256_file
-from higgsc.deploy.fit import check_fit
+from higgsc.deploy.fit import check_fit, check_mergeable
 from higgsc.deploy.merge.base import check_base
 from higgsc.deploy.merge.card import write_card
 from higgsc.deploy.merge.names import Layout, check_layout, names_in, renamed
@@ -117,6 +117,7 @@ def merge_adapter(
             )
         check_torchao()
     adapter = open_adapter(adapter_dir)
+    check_mergeable(adapter)
     base_dir = base_folder(str(base), revision, root=Path.cwd())
     weights = open_weights(base_dir)
     config = check_base(weights)

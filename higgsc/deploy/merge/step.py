@@ -7,6 +7,7 @@ import logging
 from higgsc.contract.heartbeat import HeartbeatWriter
 from higgsc.contract.jobs import MergeJob, MeshJob, StepContext
 from higgsc.contract.outcome import StepError, StepResult
+from higgsc.deploy.fit import check_mergeable
 from higgsc.deploy.merge.fold import merge_adapter
 from higgsc.deploy.merge.source import of_checkpoint
 from higgsc.deploy.quantize.folder import Quantization
@@ -27,6 +28,7 @@ def run(job: MergeJob, context: StepContext) -> StepResult:
     """
     checkpoint = select_checkpoint(context.path(job.checkpoints), job.select, by=job.best)
     adapter = open_adapter(checkpoint.adapter)
+    check_mergeable(adapter)
     if (adapter.base, adapter.revision) != (job.model.base, job.model.revision):
         raise StepError(
             f"the adapter was trained on `{adapter.base}` at revision {adapter.revision}, "

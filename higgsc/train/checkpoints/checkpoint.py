@@ -3,6 +3,7 @@
     checkpoints/step-500/
       adapter/adapter_model.safetensors   what `peft.PeftModel.from_pretrained` loads
       adapter/adapter_config.json         (of a whole model: transformers' files instead, see `whole.py`)
+      adapter/whisper.safetensors         only where a Whisper listens: its projector, see `model/projector.py`
       metrics.json                        {"step", "metrics", "interrupted"}
       manifest.json                       size and SHA-256 of every other file
       optimizer.safetensors, progress.json, job.json: see `progress.py`
@@ -31,6 +32,8 @@ from higgsc.contract.jobs import BestMetric, ModelRef
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.publish import publish_folder
 from higgsc.contract.receipts import sha256_file
+from higgsc.train.model.adapter import PROJECTOR, PROJECTOR_FILE, WEIGHTS_FILE
+from higgsc.train.model.projector import divided, listener_of
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA: Final = "higgsc.checkpoint/v1"
@@ -115,9 +118,13 @@ def save_checkpoint(
     with draft_checkpoint(folder, step, metrics=metrics, interrupted=interrupted) as (draft, _):
         adapter = draft / "adapter"
         adapter.mkdir()
-        state = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
-        assert len(state) == len(weights), "every trained parameter is part of the adapter"
-        write_tensors(adapter / "adapter_model.safetensors", state)
+        low_rank, projector = divided(weights)
+        state = get_peft_model_state_dict(model, state_dict=low_rank, save_embedding_layers=False)
+        assert len(state) == len(low_rank), "every trained parameter is part of the adapter"
+        write_tensors(adapter / WEIGHTS_FILE, state)
+        if projector:
+            (weight,) = projector.values()
+            write_tensors(adapter / PROJECTOR_FILE, {PROJECTOR: weight})
         _write_adapter_config(adapter, model, ref)
         write_more(draft)
     return checkpoint_path(folder, step)
@@ -273,6 +280,8 @@ def _write_adapter_config(adapter: Path, model: PeftModel, ref: ModelRef) -> Non
         # PEFT holds the targets as a set; sorted, the file is the same in every run.
         target_modules=sorted(config["target_modules"]),
     )
+    if (listener := listener_of(model)) is not None:
+        config["whisper"] = listener.model_dump()
     # Keys in order, but not those within: of patterns, the first that matches counts.
     text = json.dumps(dict(sorted(config.items())), indent=2, default=sorted)
     (adapter / "adapter_config.json").write_text(text + "\n", "utf-8")

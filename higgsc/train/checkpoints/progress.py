@@ -132,7 +132,7 @@ def restore(
     """
     in_file = names_in_file(model, parameters)
     adapted = isinstance(model, PeftModel)
-    weights = _Tensors(checkpoint, "adapter/adapter_model*.safetensors" if adapted else "model*.safetensors", mesh)
+    weights = _Tensors(checkpoint, ("adapter/*.safetensors" if adapted else "model*.safetensors"), mesh)
     saved = _Tensors(checkpoint, "optimizer*.safetensors", mesh)
     with_moments = updates > 0 or bool(saved)
     for name, parameter in parameters.items():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from higgsc.train.decoder.attention import attend, mask_of
 from higgsc.train.decoder.functional import rms_norm, rotary, swiglu
+from higgsc.train.decoder.heard import Heard, projector_of
 from higgsc.train.decoder.lora import project
 from higgsc.train.decoder.routes import Labelled, Routes, Row, permute
 
@@ -45,7 +46,14 @@ def _norm(norm: Any, hidden: Tensor) -> Tensor:
 
 
 def decode(
-    decoder: Any, input_ids: Tensor, position_ids: Tensor, audio_ids: Tensor, routes: Routes, *, labelled: bool = False
+    decoder: Any,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    audio_ids: Tensor,
+    routes: Routes,
+    *,
+    labelled: bool = False,
+    heard: Heard | None = None,
 ) -> Tensor:
     """Hidden states of a packed row, after the last norm: `[L, h]`, or `[P + Q, h]` of the labelled tokens alone.
 
@@ -58,8 +66,14 @@ def decode(
         audio_ids: Codes of the audio rows, `[1, M, 8]`.
         routes: Of the row.
         labelled: Whether the tokens of `routes.labelled` are all that is asked for, in that order.
+        heard: What a Whisper heard, for a decoder with a projector.
     """
-    hidden = _embed(decoder, input_ids[0], audio_ids[0], routes)[None]
+    embedded = _embed(decoder, input_ids[0], audio_ids[0], routes)
+    projector = projector_of(decoder)
+    if projector is not None:
+        assert heard is not None, "a decoder that listens has heard every row"
+        embedded = projector(embedded, heard)
+    hidden = embedded[None]
     cos, sin = decoder.rotary_emb(hidden, position_ids)
     half = cos.shape[-1] // 2
     row = Row(

@@ -6,6 +6,8 @@ and stands for `W + scale * B @ A`. The scale is alpha / rank, or alpha / sqrt(r
 (https://arxiv.org/abs/2312.03732); `rank_pattern` and `alpha_pattern` override both per module. With DoRA
 (https://arxiv.org/abs/2402.09353) a third tensor, `lora_magnitude_vector` [out], holds the lengths to which the rows
 of the sum are scaled. A module in `modules_to_save` has one, `base_model.model.<m>.weight`, which takes W's place.
+
+An adapter that listens with a Whisper has one more file, see `projector.py`.
 """
 
 from __future__ import annotations
@@ -19,15 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from higgsc.catalog.adapter import value_of
 from higgsc.contract.outcome import ExitCode, StepError
+from higgsc.data.listener import Listener
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
 """How PEFT stored weights before it used safetensors, and other trainers still do."""
+PROJECTOR_FILE = "whisper.safetensors"
+PROJECTOR = "base_model.model.model.whisper.weight"
+"""The tensor in it."""
 
 _PREFIX = "base_model.model."
 _HALVES = (".lora_A.weight", ".lora_B.weight")
@@ -41,6 +48,7 @@ _UNDERSTOOD = frozenset(
         "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
         "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout",
         "eva_config", "megatron_core", "qalora_group_size", "runtime_config",
+        "whisper",  # this project's own; what it says is checked apart
     }
 )  # fmt: skip
 
@@ -78,10 +86,16 @@ class Adapter:
     base: str | None
     """What it was trained on, if it says."""
     revision: str | None
+    listener: Listener | None = None
+    """The Whisper that it was trained with, if with one; its projector is in `projector_path`."""
 
     @property
     def weights_path(self) -> Path:
         return self.folder / WEIGHTS_FILE
+
+    @property
+    def projector_path(self) -> Path:
+        return self.folder / PROJECTOR_FILE
 
     def changes(self, name: str) -> bool:
         """Whether it changes a weight of the base."""
@@ -151,12 +165,18 @@ def read_adapter(folder: Path) -> tuple[Adapter | None, list[StepError]]:
             )
     if not layers and not problems:
         problems.append(StepError("the adapter holds no tensors", path=path))
+    listener: Listener | None = None
+    try:
+        listener = _listener(folder, config)
+    except StepError as problem:
+        problems.append(problem)
     adapter = Adapter(
         folder=folder,
         layers=layers,
         full=full,
         base=config.get("base_model_name_or_path"),
         revision=config.get("revision"),
+        listener=listener,
     )
     return adapter, problems
 
@@ -195,6 +215,35 @@ def _layer(
         rank=rank_a,
         scale=scale,
     )
+
+
+def _listener(folder: Path, config: Mapping[str, Any]) -> Listener | None:
+    """The Whisper that an adapter was trained with; without its projector it is another adapter, so none is refused."""
+    path, named = folder / PROJECTOR_FILE, config.get("whisper")
+    if named is None:
+        if path.is_file():
+            raise StepError(f"{CONFIG_FILE} beside it does not say which Whisper this projector is for", path=path)
+        return None
+    try:
+        listener = Listener.model_validate(named)
+    except ValidationError as error:
+        raise StepError("`whisper` does not say which Whisper it is", path=folder / CONFIG_FILE) from error
+    if not path.is_file():
+        raise StepError(
+            f"the adapter listens with the Whisper {listener}, and its projector is missing",
+            code=ExitCode.MISSING_INPUT,
+            path=path,
+            help="copy it from the checkpoint too: it lies beside adapter_model.safetensors",
+        )
+    shapes = tensor_shapes(path)
+    shape = shapes.get(PROJECTOR, ())
+    if len(shapes) != 1 or len(shape) != 2 or shape[1] != listener.width:
+        raise StepError(
+            f"holds {', '.join(f'{name!r} {list(size)}' for name, size in shapes.items()) or 'nothing'}, and should "
+            f"hold {PROJECTOR!r} [hidden size, {listener.width}]",
+            path=path,
+        )
+    return listener
 
 
 def _trained_whole(key: str, config: Mapping[str, Any]) -> bool:
@@ -303,20 +352,33 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         ) from error
 
 
+def read_projector(adapter: Adapter) -> torch.Tensor:
+    """The projector's weight of an adapter that has one, float32 `[hidden size, width]`.
+
+    Raises:
+        StepError: It holds a value that is not finite (65).
+    """
+    return _read(adapter.projector_path, PROJECTOR)[0]
+
+
 def read_tensors(adapter: Adapter, *keys: str) -> list[torch.Tensor]:
     """Tensors of the adapter's file, in float32.
 
     Raises:
         StepError: One of them holds a value that is not finite (65).
     """
+    return _read(adapter.weights_path, *keys)
+
+
+def _read(path: Path, *keys: str) -> list[torch.Tensor]:
     found = []
-    with safe_open(adapter.weights_path, "pt") as file:
+    with safe_open(path, "pt") as file:
         for key in keys:
             tensor: torch.Tensor = file.get_tensor(key).float()
             if not bool(torch.isfinite(tensor).all()):
                 raise StepError(
                     f"tensor {key!r} holds values that are not finite",
-                    path=adapter.weights_path,
+                    path=path,
                     help="the training diverged or the file is damaged; pick an earlier checkpoint",
                 )
             found.append(tensor)

@@ -20,7 +20,9 @@ from higgsc.catalog.higgs_audio_v2 import shape_of
 from higgsc.contract.jobs import LoraJob, ModelRef
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.loading import first_line
+from higgsc.train.model.adapter import PROJECTOR
 from higgsc.train.model.builtin import resolve_base
+from higgsc.train.model.projector import is_projector
 from higgsc.train.model.torchao import check_torchao
 from higgsc.train.seeds import Purpose, torch_seed
 
@@ -207,10 +209,11 @@ def names_in_file(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """What PEFT or transformers calls trained parameters in its file, by their names in the model."""
     if not isinstance(model, PeftModel):
         return {name: name for name in names}
-    numbered = {name: torch.tensor(number) for number, name in enumerate(names)}
+    names = list(names)
+    numbered = {name: torch.tensor(number) for number, name in enumerate(names) if not is_projector(name)}
     renamed = get_peft_model_state_dict(model, state_dict=numbered, save_embedding_layers=False)
     in_file = {int(number): name for name, number in renamed.items()}
-    return {name: in_file[number] for number, name in enumerate(numbered)}
+    return {name: PROJECTOR if is_projector(name) else in_file[number] for number, name in enumerate(names)}
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -15,6 +15,7 @@ from higgsc.contract.jobs import ModelRef
 from higgsc.contract.outcome import StepError
 from higgsc.train.model.adapter import CONFIG_FILE, Adapter, open_adapter
 from higgsc.train.model.build import adapter_parameters, names_in_file
+from higgsc.train.model.projector import is_projector, listener_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,14 @@ def start_from(folder: Path, model: PeftModel, ref: ModelRef) -> None:
             path=folder / CONFIG_FILE,
             help="give `lora` the values of the adapter, which that file names, or leave out `lora.start`",
         )
+    here = listener_of(model)
+    if adapter.listener is not None and (here is None or here.fingerprint != adapter.listener.fingerprint):
+        who = "the training listens with none" if here is None else f"the training listens with {here}"
+        raise StepError(
+            f"the adapter to start from was trained with the Whisper {adapter.listener}, and {who}",
+            path=folder / CONFIG_FILE,
+            help=f"write `whisper: {{encoder: {adapter.listener.encoder}}}` in `model`, or leave out `lora.start`",
+        )
     if (adapter.base, adapter.revision) != (ref.base, ref.revision):
         logger.warning(
             "the adapter to start from was trained on `%s` at revision %s; here the base is `%s` at revision %s",
@@ -50,7 +59,13 @@ def start_from(folder: Path, model: PeftModel, ref: ModelRef) -> None:
         )  # fmt: skip
     parameters = adapter_parameters(model)
     tensors = load_file(adapter.weights_path)
+    if adapter.listener is not None:
+        tensors |= load_file(adapter.projector_path)
+    elif here is not None:
+        logger.info("the adapter to start from listens with no Whisper; the projector starts at zero")
     for name, in_file in names_in_file(model, parameters).items():
+        if is_projector(name) and adapter.listener is None:
+            continue
         found = tensors[in_file]
         if found.shape != parameters[name].shape or not bool(torch.isfinite(found).all()):
             what = "holds values that are not finite" if found.shape == parameters[name].shape else "has"

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from higgsc.contract.jobs import LossJob
+from higgsc.train.decoder.heard import projector_of
 from higgsc.train.decoder.layer import decode, install
 from higgsc.train.decoder.lora import project
 from higgsc.train.objective.contrastive import Voices
@@ -60,12 +61,17 @@ class LossModule(nn.Module):
         unwrap = getattr(self.model, "get_base_model", None)
         return self.model if unwrap is None else unwrap()
 
+    @property
+    def listens(self) -> bool:
+        """Whether the model takes what a Whisper has heard."""
+        return projector_of(self.causal.model) is not None
+
     def forward(self, batch: PackedBatch, voices: Voices | None = None) -> LossSums:
         """Sums of the cross-entropy over a packed row's labels; zeros (with gradient) where it has none."""
         causal = self.causal
         ids = batch.input_ids, batch.position_ids, batch.audio_input_ids
         compared = voices is not None and self._compare is not None
-        hidden = decode(causal.model, *ids, batch.routes, labelled=not compared)
+        hidden = decode(causal.model, *ids, batch.routes, labelled=not compared, heard=batch.heard)
         labelled = batch.routes.labelled
         audio_places, text_places = (
             (batch.audio_positions, batch.text_positions)

@@ -73,7 +73,7 @@ def validation_losses(
             before_row(number)
             # Sharded processes have to run forward together: one that has no row left repeats the last, uncounted.
             mine = min(first + mesh.data_rank, len(rows) - 1)
-            batch = assemble(store, rows[mine], tokens)
+            batch = assemble(store, rows[mine], tokens, heard=module.listens)
             with torch.autocast(mesh.device.type, autocast, enabled=autocast is not None):
                 row_sums = module(batch.to(mesh.device))
             if mine == first + mesh.data_rank:

@@ -40,10 +40,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneration
 
 from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape, shape_of
-from higgsc.contract.jobs import LoraJob, TrainJob
+from higgsc.contract.jobs import LoraJob, TrainJob, WhisperRef
+from higgsc.data.listener import Listener
 from higgsc.data.store import StoredSample
 from higgsc.train.model.build import adapter_parameters, adapter_shape, add_lora
 from higgsc.train.model.layers import run_layers
+from higgsc.train.model.projector import add_projector
 from higgsc.train.objective.loss import LossModule, objective
 from higgsc.train.optimizer import adamw
 from higgsc.train.parallel.mesh import Mesh, device_mesh
@@ -79,9 +81,11 @@ def trace(job: TrainJob, lengths: Lengths, layers: int) -> dict[str, dict[str, i
             module = LossModule(base.to(torch.float32).requires_grad_()).train()
         else:
             module = LossModule(add_lora(base.to(dtype), _cut(job.lora, shape), job.seed)).train()
+            if job.model.whisper is not None:
+                add_projector(base, _listener(job.model.whisper))
     # As eagerly as the layers are counted: compiled ones keep less. Fakes have no random state to put back.
     tokens = AudioTokens.of(config)
-    real = pack([_sequence(lengths, shape, tokens)] * (job.batch.micro_samples or 1))
+    real = pack([_sequence(lengths, shape, tokens, job.model.whisper)] * (job.batch.micro_samples or 1))
     mesh = _mesh(job)  # reads ranks, so not from fake tensors
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
@@ -248,7 +252,13 @@ def _cut(job: LoraJob, shape: HiggsAudioV2Shape) -> LoraJob:
     return job.model_copy(update={"module_count": len(adapter.modules(shape)), "trainable_parameters": parameters})
 
 
-def _sequence(lengths: Lengths, shape: HiggsAudioV2Shape, tokens: AudioTokens) -> Sequence:
+def _listener(ref: WhisperRef) -> Listener:
+    return Listener(**ref.model_dump(), fingerprint="traced")
+
+
+def _sequence(
+    lengths: Lengths, shape: HiggsAudioV2Shape, tokens: AudioTokens, whisper: WhisperRef | None = None
+) -> Sequence:
     codes = [np.zeros((frames, shape.codebooks), np.uint16) for frames in (lengths.reference, lengths.target)]
     prefix = np.zeros(lengths.text - TEXT_LABELS, np.int64)
     sample = StoredSample(
@@ -259,6 +269,7 @@ def _sequence(lengths: Lengths, shape: HiggsAudioV2Shape, tokens: AudioTokens) -
         suffix=np.zeros(TEXT_LABELS - 1, np.int64),
         reference=codes[0],
         target=codes[1],
+        heard=None if whisper is None else np.zeros((lengths.reference, whisper.width), np.uint16),
     )
     return build_sequence(sample, tokens)
 

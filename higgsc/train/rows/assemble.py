@@ -17,6 +17,7 @@ from higgsc.catalog.codec import CODEBOOKS, DELAY_ROWS, EXTRA_ROWS_PER_CLIP
 from higgsc.contract.outcome import StepError
 from higgsc.data.delay import IGNORE
 from higgsc.data.store import Store
+from higgsc.train.decoder.heard import FIRST_ROW, Heard
 from higgsc.train.decoder.routes import ALONE
 from higgsc.train.rows.row import PackedBatch, structure
 from higgsc.train.rows.sequence import AudioTokens, predicting
@@ -33,7 +34,9 @@ _SUFFIX = 2
 """`<|audio_eos|><|eot_id|>`."""
 
 
-def assemble(store: Store, indices: Ids, tokens: AudioTokens, shared: Shared | None = None) -> PackedBatch:
+def assemble(
+    store: Store, indices: Ids, tokens: AudioTokens, shared: Shared | None = None, *, heard: bool = False
+) -> PackedBatch:
     """Put samples into one row; ids are int32 in it and codes int16, until it is moved to a device.
 
     Args:
@@ -41,6 +44,7 @@ def assemble(store: Store, indices: Ids, tokens: AudioTokens, shared: Shared | N
         indices: Which ones, in the order of the row, at least one.
         tokens: Ids of the checkpoint.
         shared: Which begin alike: where such samples follow each other, what they begin with is there once.
+        heard: Whether the model listens, so that the row comes with what a Whisper has heard; the store has to hold it.
 
     Raises:
         StepError: If a text id is not in the checkpoint's vocabulary: the store was made with another one.
@@ -82,6 +86,7 @@ def assemble(store: Store, indices: Ids, tokens: AudioTokens, shared: Shared | N
         audio_input_ids=torch.from_numpy(audio)[None],
         audio_labels=torch.from_numpy(labels),
         text_labels=torch.from_numpy(input_ids[spoken]),
+        heard=_heard(store, indices[~follows], starts[~follows, 1]) if heard else None,
         **structure(
             *_segments(parts, follows),
             is_audio,
@@ -89,6 +94,15 @@ def assemble(store: Store, indices: Ids, tokens: AudioTokens, shared: Shared | N
             text_labels=predicting(spoken),
         ),
     )
+
+
+def _heard(store: Store, indices: Ids, first: Ids) -> Heard:
+    """What was heard of the references of some samples, of which the rows begin at `first`."""
+    index = store.index
+    assert store.heard is not None and index.first_heard is not None, "the store was checked before"  # noqa: PT018
+    frames = index.frames[indices, 0]
+    features = np.take(store.heard, _ranges(index.first_heard[indices], frames), axis=0)
+    return Heard.of(np.asarray(features), _ranges(first + FIRST_ROW, frames))
 
 
 def _segments(parts: Ids, follows: NDArray[np.bool_]) -> tuple[Ids, Ids]:

@@ -70,6 +70,7 @@ class Inputs:
     ) -> None:
         self._job, self._store, self._plan = job, store, plan
         self._tokens, self._rank, self._device = tokens, rank, device
+        self._listens = job.model.whisper is not None
 
     def use_device(self) -> None:
         """Have this thread pin memory for its own GPU; a new thread would take the first one."""
@@ -97,7 +98,7 @@ class Inputs:
             StepError: If a sample cannot be read, with its name.
         """
         try:
-            batch = assemble(self._store, samples, self._tokens, self._plan.shared)
+            batch = assemble(self._store, samples, self._tokens, self._plan.shared, heard=self._listens)
         except StepError:
             raise
         except Exception as error:
@@ -113,7 +114,7 @@ class Inputs:
 
         def fails(sample: int) -> bool:
             try:
-                assemble(self._store, np.array([sample]), self._tokens)
+                assemble(self._store, np.array([sample]), self._tokens, heard=self._listens)
             except Exception:  # noqa: BLE001  # asked is whether, not how
                 return True
             return False

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from higgsc.train.decoder.heard import Heard
 from higgsc.train.decoder.routes import ALONE, Routes
 from higgsc.train.rows.sequence import Sequence as Sample
 
@@ -43,6 +44,8 @@ class PackedBatch:
     """int64 `[Q]`, into L."""
     text_labels: Tensor
     """int64 `[Q]`."""
+    heard: Heard | None = None
+    """What a Whisper heard of the references, where a model listens."""
 
     @property
     def tokens(self) -> int:
@@ -110,6 +113,7 @@ def pack(samples: Sequence[Sample]) -> PackedBatch:
         audio_input_ids=rows[None],
         audio_labels=torch.from_numpy(joined(sample.audio_labels for sample in samples)),
         text_labels=torch.from_numpy(joined(sample.text_labels for sample in samples)),
+        heard=_heard(placed),
         **structure(
             lengths,
             np.full(len(samples), ALONE),
@@ -117,4 +121,15 @@ def pack(samples: Sequence[Sample]) -> PackedBatch:
             audio_labels=joined(sample.audio_positions + offset for sample, offset in placed),
             text_labels=joined(sample.text_positions + offset for sample, offset in placed),
         ),
+    )
+
+
+def _heard(placed: Sequence[tuple[Sample, int]]) -> Heard | None:
+    """What was heard of all samples, each at its place in the row; all of them, or none."""
+    heard = [sample.heard for sample, _ in placed if sample.heard is not None]
+    if not heard:
+        return None
+    assert len(heard) == len(placed), "the samples of a row are of one store"
+    return Heard.of(
+        np.concatenate(heard), np.concatenate([sample.heard_positions + offset for sample, offset in placed])
     )

@@ -26,6 +26,7 @@ from higgsc.catalog.codec import CODEBOOKS, DELAY_ROWS, audio_rows
 from higgsc.contract.outcome import StepError
 from higgsc.data.delay import IGNORE, apply_delay, delayed_labels
 from higgsc.data.store import StoredSample
+from higgsc.train.decoder.heard import places_of
 
 TEXT_LABELS = 3
 """Labelled text tokens of a sample: `<|audio_out_bos|>`, `<|audio_eos|>`, `<|eot_id|>`."""
@@ -78,6 +79,10 @@ class Sequence:
     """`[Q]`, ascending: positions whose outputs predict `text_labels`."""
     text_labels: Ids
     """`[Q]`, text ids."""
+    heard: NDArray[np.uint16] | None
+    """What a Whisper heard of the reference's frames, the bits of bfloat16 `[T, width]`."""
+    heard_positions: Ids
+    """`[T]`: the audio rows of those frames."""
 
 
 def predicting(positions: Ids) -> Ids:
@@ -145,6 +150,8 @@ def build_sequence(sample: StoredSample, tokens: AudioTokens) -> Sequence:
         audio_labels=labels[rows],
         text_positions=predicting(spoken),
         text_labels=input_ids[spoken],
+        heard=sample.heard,
+        heard_positions=places_of(len(sample.prefix), len(sample.reference)),
     )
 
 

@@ -20,6 +20,7 @@ from higgsc.contract.jobs import StepContext, TrainJob
 from higgsc.data.audio import write_wav
 from higgsc.data.loading import load_codec
 from higgsc.data.store import Store
+from higgsc.train.decoder.heard import listening
 from higgsc.train.objective.loss import LossModule
 from higgsc.train.parallel.mesh import Mesh
 from higgsc.train.rows.sequence import AudioTokens
@@ -110,7 +111,11 @@ class Samples:
             delay=self._tokens.delay,
             device=self._mesh.device,
         )
-        with torch.autocast(self._mesh.device.type, self._autocast, enabled=self._autocast is not None):
+        decoder = self._module.causal.model
+        with (
+            torch.autocast(self._mesh.device.type, self._autocast, enabled=self._autocast is not None),
+            listening(decoder, sample.heard, prefix=len(sample.prefix)),
+        ):
             rows = speak(
                 self._module.generate,
                 self._module.causal.generation_config,
