@@ -31,7 +31,8 @@ from higgsc.data.codec import Codec, audio_tokenizer_class
 from higgsc.data.layout import Segments
 from higgsc.data.places import Places
 from higgsc.data.records import AudioSpan
-from higgsc.data.store import Store, StoreWriter
+from higgsc.data.store import Store
+from higgsc.data.store_writer import StoreWriter
 from higgsc.train.model.builtin import tiny_path
 from higgsc.train.rows.assemble import assemble
 from higgsc.train.rows.order import epoch_order

@@ -26,7 +26,8 @@ from higgsc.catalog.codec import EXTRA_ROWS_PER_CLIP, FRAMES_PER_SECOND
 from higgsc.contract.jobs import BatchJob, LoraJob, LossJob, MeshJob, ModelRef, OptimizerJob, TrainJob
 from higgsc.contract.jobs import CheckpointJob as Checkpoints
 from higgsc.data.layout import Segments
-from higgsc.data.store import Store, StoreWriter
+from higgsc.data.store import Store
+from higgsc.data.store_writer import StoreWriter
 from higgsc.train.rows.ahead import Ahead
 from higgsc.train.rows.assemble import assemble
 from higgsc.train.rows.inputs import Inputs

@@ -27,7 +27,8 @@ from higgsc.contract.jobs import (
     load_job,
 )
 from higgsc.data.layout import Segments
-from higgsc.data.store import StoredSample, StoreWriter
+from higgsc.data.store import StoredSample
+from higgsc.data.store_writer import StoreWriter
 from higgsc.train import step, training
 from training.samples import Shape
 from training.stock import TARGETS

@@ -25,7 +25,8 @@ from higgsc.data.records import AudioSpan, CloningSample
 from higgsc.data.rejects import Rejects
 from higgsc.data.remote import is_url, upload
 from higgsc.data.split import held_out
-from higgsc.data.store import STORE_FILE, Store, StoreWriter
+from higgsc.data.store import STORE_FILE, Store
+from higgsc.data.store_writer import StoreWriter
 from higgsc.data.whisper import WhisperEncoder
 from higgsc.data.workers import readers_of
 

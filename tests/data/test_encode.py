@@ -29,7 +29,7 @@ from higgsc.data.codec import Codec
 from higgsc.data.layout import ChatLayout
 from higgsc.data.lock import exclusive
 from higgsc.data.records import AudioSpan
-from higgsc.data.store import StoreWriter
+from higgsc.data.store_writer import StoreWriter
 from higgsc.train.model.builtin import tiny_path
 from tests.data.rows import sample
 

@@ -11,7 +11,8 @@ import pytest
 
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.layout import Segments
-from higgsc.data.store import Store, StoreWriter
+from higgsc.data.store import Store
+from higgsc.data.store_writer import StoreWriter
 
 FILES = {
     "codes.u16",

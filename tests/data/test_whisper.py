@@ -20,7 +20,8 @@ from higgsc.contract.outcome import ExitCode, StepError  # noqa: E402
 from higgsc.data import encode  # noqa: E402
 from higgsc.data.audio import read_mono  # noqa: E402
 from higgsc.data.layout import Segments  # noqa: E402
-from higgsc.data.store import HEARD_FILES, STORE_FILE, STORE_FILES, Store, StoreWriter  # noqa: E402
+from higgsc.data.store import HEARD_FILES, STORE_FILE, STORE_FILES, Store  # noqa: E402
+from higgsc.data.store_writer import StoreWriter  # noqa: E402
 from higgsc.data.whisper import WhisperEncoder  # noqa: E402
 from tests.data.rows import sample  # noqa: E402
 from tests.whisper import WIDTH, load, make_whisper, some_features, some_listener  # noqa: E402

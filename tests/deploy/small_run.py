@@ -18,7 +18,7 @@ from higgsc.contract.jobs import EvaluateJob, MergeJob, ModelRef, SelectJob, Ste
 from higgsc.data.audio import read_mono  # noqa: E402
 from higgsc.data.codec import Codec  # noqa: E402
 from higgsc.data.layout import DEFAULT_SYSTEM, ChatLayout  # noqa: E402
-from higgsc.data.store import StoreWriter  # noqa: E402
+from higgsc.data.store_writer import StoreWriter  # noqa: E402
 from higgsc.data.whisper import WhisperEncoder  # noqa: E402
 from higgsc.deploy.merge import step as merge  # noqa: E402
 from higgsc.train.checkpoints.checkpoint import save_checkpoint  # noqa: E402

@@ -30,7 +30,8 @@ from higgsc.contract.jobs import (
 from higgsc.contract.outcome import Interrupted, StepResult
 from higgsc.data.layout import Segments
 from higgsc.data.listener import Listener
-from higgsc.data.store import StoredSample, StoreWriter
+from higgsc.data.store import StoredSample
+from higgsc.data.store_writer import StoreWriter
 from higgsc.train.model.builtin import tiny_path
 from higgsc.train.rows.sequence import AudioTokens
 from higgsc.train.step import run

@@ -29,7 +29,8 @@ from tqdm import tqdm
 from higgsc.contract.jobs import StepContext, TrainJob, load_job
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.layout import Segments
-from higgsc.data.store import Store, StoreWriter
+from higgsc.data.store import Store
+from higgsc.data.store_writer import StoreWriter
 from higgsc.train import step, training
 from higgsc.train.checkpoints.checkpoint import verify_checkpoint
 

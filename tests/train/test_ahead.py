@@ -16,7 +16,8 @@ from transformers import HiggsAudioV2Config
 from higgsc.contract.jobs import BatchJob, CheckpointJob, ContrastiveJob, LossJob, MeshJob
 from higgsc.contract.outcome import StepError
 from higgsc.data.layout import Segments
-from higgsc.data.store import Store, StoreWriter
+from higgsc.data.store import Store
+from higgsc.data.store_writer import StoreWriter
 from higgsc.train import training
 from higgsc.train.model.builtin import tiny_path
 from higgsc.train.rows import inputs as inputs_module

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from higgsc.contract.outcome import StepError
 from higgsc.data.layout import Segments
-from higgsc.data.store import Store, StoreWriter
+from higgsc.data.store import Store
+from higgsc.data.store_writer import StoreWriter
 from higgsc.train.rows.assemble import assemble
 from higgsc.train.rows.row import pack
 from higgsc.train.rows.sequence import AudioTokens, build_sequence

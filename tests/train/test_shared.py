@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from higgsc.data.layout import Segments
-from higgsc.data.store import Store, StoreWriter
+from higgsc.data.store import Store
+from higgsc.data.store_writer import StoreWriter
 from higgsc.train.decoder.routes import ALONE
 from higgsc.train.objective.loss import LossModule
 from higgsc.train.rows.assemble import assemble

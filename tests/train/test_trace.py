@@ -31,7 +31,7 @@ from higgsc.compiler.ir import Ir
 from higgsc.compiler.passes.memory import estimate_of, setup_of
 from higgsc.contract.jobs import BatchJob, LoraJob, TrainJob
 from higgsc.data.layout import Segments
-from higgsc.data.store import StoreWriter
+from higgsc.data.store_writer import StoreWriter
 from higgsc.train.model.build import add_lora
 from higgsc.train.objective.loss import LossModule
 from higgsc.train.prediction.trace import Lengths, _config, _sequence, peak

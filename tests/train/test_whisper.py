@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from higgsc.contract.jobs import BatchJob, CheckpointJob, MeshJob, ModelRef, SamplesJob, TrainJob
 from higgsc.contract.outcome import Interrupted, StepError
 from higgsc.data.layout import Segments
-from higgsc.data.store import Store, StoreWriter
+from higgsc.data.store import Store
+from higgsc.data.store_writer import StoreWriter
 from higgsc.train.decoder.heard import projector_of
 from higgsc.train.model.adapter import CONFIG_FILE, PROJECTOR, PROJECTOR_FILE, open_adapter
 from higgsc.train.model.projector import add_projector
