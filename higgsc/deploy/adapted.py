@@ -16,7 +16,8 @@ from higgsc.data.whisper import WhisperEncoder
 from higgsc.deploy.fit import BaseShapes, misfits
 from higgsc.deploy.merge.fold import REPORT_FILE
 from higgsc.train.decoder.heard import projector_of
-from higgsc.train.model.adapter import CONFIG_FILE, Adapter, open_adapter, read_tensors
+from higgsc.train.model.adapter import Adapter, open_adapter, read_tensors
+from higgsc.train.model.adapter_config import CONFIG_FILE
 from higgsc.train.model.projector import load_projector
 
 

@@ -17,7 +17,8 @@ from higgsc.data.layout import Segments
 from higgsc.data.store import Store
 from higgsc.data.store_writer import StoreWriter
 from higgsc.train.decoder.heard import projector_of
-from higgsc.train.model.adapter import CONFIG_FILE, PROJECTOR, PROJECTOR_FILE, open_adapter
+from higgsc.train.model.adapter import PROJECTOR, PROJECTOR_FILE, open_adapter
+from higgsc.train.model.adapter_config import CONFIG_FILE
 from higgsc.train.model.projector import add_projector
 from higgsc.train.objective.loss import LossModule
 from higgsc.train.rows.assemble import assemble

@@ -27,7 +27,8 @@ from higgsc.train.checkpoints.checkpoint import (
     verify_checkpoint,
 )
 from higgsc.train.checkpoints.progress import read_job
-from higgsc.train.model.adapter import CONFIG_FILE, WEIGHTS_FILE, open_adapter
+from higgsc.train.model.adapter import WEIGHTS_FILE, open_adapter
+from higgsc.train.model.adapter_config import CONFIG_FILE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

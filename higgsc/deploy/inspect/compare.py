@@ -10,7 +10,8 @@ from typing import Any
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.deploy.inspect.distance import AdapterDistance, adapter_distance
 from higgsc.train.checkpoints.checkpoint import read_checkpoint
-from higgsc.train.model.adapter import CONFIG_FILE, open_adapter
+from higgsc.train.model.adapter import open_adapter
+from higgsc.train.model.adapter_config import CONFIG_FILE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

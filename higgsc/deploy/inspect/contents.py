@@ -14,7 +14,8 @@ from higgsc.deploy.inspect.report import Report
 from higgsc.deploy.inspect.tensors import Summary, summaries
 from higgsc.deploy.weights import open_weights
 from higgsc.train.checkpoints.progress import MOMENTS
-from higgsc.train.model.adapter import CONFIG_FILE, PROJECTOR, Adapter, read_adapter, read_config
+from higgsc.train.model.adapter import PROJECTOR, Adapter, read_adapter
+from higgsc.train.model.adapter_config import CONFIG_FILE, read_config
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -28,15 +28,8 @@ from higgsc.deploy.fit import check_mergeable
 from higgsc.deploy.inspect.names import LORA_A, PREFIX, name_in_file, split
 from higgsc.deploy.inspect.pickled import read_pickled
 from higgsc.train.checkpoints.checkpoint import write_tensors
-from higgsc.train.model.adapter import (
-    CONFIG_FILE,
-    PICKLED_FILE,
-    WEIGHTS_FILE,
-    config_problems,
-    open_adapter,
-    read_config,
-    tensor_shapes,
-)
+from higgsc.train.model.adapter import PICKLED_FILE, WEIGHTS_FILE, open_adapter, tensor_shapes
+from higgsc.train.model.adapter_config import CONFIG_FILE, config_problems, read_config
 
 RECORD_FILE: Final = "conversion.json"
 RECORD_SCHEMA: Final = "higgsc.conversion/v1"

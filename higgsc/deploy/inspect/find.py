@@ -16,14 +16,8 @@ from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.deploy.fit import check_mergeable, known_shapes, misfits
 from higgsc.deploy.inspect.names import name_in_file, split
 from higgsc.deploy.inspect.pickled import read_pickled
-from higgsc.train.model.adapter import (
-    CONFIG_FILE,
-    PICKLED_FILE,
-    WEIGHTS_FILE,
-    read_adapter,
-    read_config,
-    tensor_shapes,
-)
+from higgsc.train.model.adapter import PICKLED_FILE, WEIGHTS_FILE, read_adapter, tensor_shapes
+from higgsc.train.model.adapter_config import CONFIG_FILE, read_config
 
 MAX_DEPTH: Final = 12
 """Folders within folders that are looked into."""

@@ -12,7 +12,7 @@ from higgsc.data.store import STORE_FILE
 from higgsc.deploy.selection import find_checkpoint
 from higgsc.train.checkpoints.checkpoint import Checkpoint
 from higgsc.train.checkpoints.progress import read_job, read_progress
-from higgsc.train.model.adapter import CONFIG_FILE
+from higgsc.train.model.adapter_config import CONFIG_FILE
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from higgsc.deploy.merge.source import of_checkpoint
 from higgsc.deploy.quantize.folder import Quantization
 from higgsc.deploy.weights import open_weights
 from higgsc.train.checkpoints.checkpoint import select_checkpoint
-from higgsc.train.model.adapter import CONFIG_FILE, open_adapter
+from higgsc.train.model.adapter import open_adapter
+from higgsc.train.model.adapter_config import CONFIG_FILE
 from higgsc.train.model.folder import base_folder
 from higgsc.train.parallel.mesh import open_mesh
 

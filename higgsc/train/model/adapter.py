@@ -12,10 +12,8 @@ An adapter that listens with a Whisper has one more file, see `projector.py`.
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,8 @@ from safetensors import SafetensorError, safe_open
 from higgsc.catalog.adapter import value_of
 from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.data.listener import Listener
+from higgsc.train.model.adapter_config import CONFIG_FILE, config_problems, read_config
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
 """How PEFT stored weights before it used safetensors, and other trainers still do."""
@@ -39,21 +37,6 @@ PROJECTOR = "base_model.model.model.whisper.weight"
 _PREFIX = "base_model.model."
 _HALVES = (".lora_A.weight", ".lora_B.weight")
 _MAGNITUDE = ".lora_magnitude_vector"
-
-_UNDERSTOOD = frozenset(
-    {
-        "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "modules_to_save",
-        "init_lora_weights", "bias",
-        # These say how the adapter was made or found, and change nothing about what it stands for.
-        "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-        "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout",
-        "eva_config", "megatron_core", "qalora_group_size", "runtime_config",
-        "whisper",  # this project's own; what it says is checked apart
-    }
-)  # fmt: skip
-
-_INITIALISATIONS_THAT_KEEP_THE_BASE = (True, False, "gaussian", "orthogonal", "eva")
-"""The others (PiSSA, OLoRA, CorDA, LoftQ, ...) subtract the initial product from the base: W is not the base's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,77 +233,6 @@ def _trained_whole(key: str, config: Mapping[str, Any]) -> bool:
     """Whether a tensor is the weight of a module in `modules_to_save`, which are suffixes of paths."""
     modules = tuple(config.get("modules_to_save") or ())
     return key.startswith(_PREFIX) and key.endswith(tuple(f"{module}.weight" for module in modules))
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """An adapter's configuration; rank and alpha in it are numbers.
-
-    Raises:
-        StepError: It is missing (66), or not one of LoRA (65).
-    """
-    path = folder / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise StepError(
-            f"cannot read the adapter's configuration: {error.strerror}",
-            code=ExitCode.MISSING_INPUT,
-            path=path,
-            help="an adapter folder holds adapter_config.json and adapter_model.safetensors",
-        ) from error
-    except ValueError as error:
-        raise StepError(f"the adapter's configuration is not JSON: {error}", path=path) from error
-    if not isinstance(config, dict) or not all(
-        isinstance(config.get(key), int | float) and config[key] > 0 for key in ("r", "lora_alpha")
-    ):
-        raise StepError("not a LoRA configuration: `r` and `lora_alpha` have to be positive numbers", path=path)
-    for key in ("rank_pattern", "alpha_pattern"):
-        if not _are_patterns(config.get(key) or {}):
-            raise StepError(f"`{key}` is not a mapping of regular expressions to positive numbers", path=path)
-    for key in ("base_model_name_or_path", "revision"):
-        if not isinstance(config.get(key), str | None):
-            raise StepError(f"`{key}` is {config[key]!r}, not a name", path=path)
-    whole = config.get("modules_to_save") or []
-    if not isinstance(whole, list) or not all(isinstance(module, str) for module in whole):
-        raise StepError("`modules_to_save` is not a list of modules", path=path)
-    return config
-
-
-def _are_patterns(found: object) -> bool:
-    if not isinstance(found, dict):
-        return False
-    try:
-        return all(re.compile(pattern) and isinstance(n, int | float) and n > 0 for pattern, n in found.items())
-    except re.error:
-        return False
-
-
-def config_problems(config: Mapping[str, Any], path: Path) -> Iterator[StepError]:
-    """What in an adapter's configuration stands against an exact merge.
-
-    Args:
-        config: From `read_config`.
-        path: The file that it was read from.
-    """
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        yield StepError(f"`peft_type` is {kind!r}; only LORA can be merged", path=path)
-        return
-    if config.get("bias", "none") != "none":
-        yield StepError(f"`bias` is {config['bias']!r}: trained biases are not merged", path=path)
-    if config.get("init_lora_weights", True) not in _INITIALISATIONS_THAT_KEEP_THE_BASE:
-        yield StepError(
-            f"`init_lora_weights` is {config['init_lora_weights']!r}, which changed the base before training",
-            path=path,
-            help="convert it to a plain LoRA with PEFT's `path_initial_model_for_weight_conversion`",
-        )
-    for key, value in config.items():
-        if key not in _UNDERSTOOD and value:
-            yield StepError(
-                f"`{key}` is {value!r}: an adapter that uses it cannot be merged exactly",
-                path=path,
-                help="LoRA on linear layers can be, with rsLoRA, DoRA, rank and alpha patterns, and modules to save",
-            )
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from higgsc.contract.jobs import ModelRef
 from higgsc.contract.outcome import StepError
-from higgsc.train.model.adapter import CONFIG_FILE, Adapter, open_adapter
+from higgsc.train.model.adapter import Adapter, open_adapter
+from higgsc.train.model.adapter_config import CONFIG_FILE
 from higgsc.train.model.build import adapter_parameters, names_in_file
 from higgsc.train.model.projector import is_projector, listener_of
 
