@@ -61,6 +61,7 @@ def setup_of(ir: Ir, accumulation: int | None = None) -> Setup:
         tensor=ir.spec.parallelism.tensor,
         sequence=ir.spec.parallelism.sequence,
         whisper=whisper_width(ir),
+        quantize=ir.spec.model.quantize,
     )
 
 
