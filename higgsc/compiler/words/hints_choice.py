@@ -36,7 +36,8 @@ _NOT_HERE = {
     ),
     **{
         word: f"write `bf16`, and `quantize: {scheme}` in `model`: the frozen base is rounded, all else is not"
-        for word, scheme in (("fp8", "fp8"), ("int8", "int8"), ("8bit", "int8"), ("nf4", "nf4"), ("4bit", "nf4"), ("int4", "nf4"))
+        for scheme, words in {"fp8": ("fp8",), "int8": ("int8", "8bit"), "nf4": ("nf4", "int4", "4bit")}.items()
+        for word in words
     },
     "higgs-audio-v1": "write `higgs-audio-v2`: version 1 is another architecture, and not known here",
     "higgs-audio-v2.5": "write `higgs-audio-v2`: later versions are not known here",

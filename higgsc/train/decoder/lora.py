@@ -98,13 +98,13 @@ def _frozen(layers: list[Any]) -> tuple[Scheme | None, list[Tensor]]:
     return schemes.pop(), [part for of_one in parts for part in of_one]
 
 
-def _is_frozen(layer: nn.Module) -> bool:
+def _is_frozen(layer: Any) -> bool:
     if isinstance(layer, QuantizedLinear):
         return True
     return type(layer) is nn.Linear and layer.bias is None and not layer.weight.requires_grad
 
 
-def _is_plain(module: nn.Module) -> bool:
+def _is_plain(module: Any) -> bool:
     return (
         type(module) is LoraLinear
         and _is_frozen(module.base_layer)

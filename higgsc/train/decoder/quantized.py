@@ -71,7 +71,8 @@ def quantize(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
 
 def _scales(rows: Tensor, scheme: Scheme) -> Tensor:
     largest = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1, keepdim=True)
-    return largest.float().clamp(min=_LEAST) / _LARGEST[scheme]
+    scales: Tensor = largest.float().clamp(min=_LEAST) / _LARGEST[scheme]
+    return scales
 
 
 def pairs(device: torch.device | None = None) -> Tensor:
@@ -83,8 +84,7 @@ def pairs(device: torch.device | None = None) -> Tensor:
 def dense(parts: Parts, scheme: Scheme | None, dtype: torch.dtype) -> Tensor:
     """The matrix `[out, in]` that is meant, rounded to a number format; itself where it is not quantised."""
     if scheme is None:
-        (weight,) = parts
-        return weight
+        return parts[0]
     if scheme == "nf4":
         values, scales, numbers = parts
         blocks = numbers.index_select(0, values.flatten().int()).view(*scales.shape, BLOCK)
@@ -176,19 +176,19 @@ class QuantizedLinear(nn.Module):
         values, scales = quantize(weight.detach(), scheme)
         self.values = nn.Parameter(values, requires_grad=False)
         self.scales = nn.Parameter(scales, requires_grad=False)
-        if scheme == "nf4":
-            self.register_buffer("numbers", pairs(weight.device), persistent=False)
+        self.numbers: Tensor | None
+        self.register_buffer("numbers", pairs(weight.device) if scheme == "nf4" else None, persistent=False)
 
     @property
     def parts(self) -> Parts:
         """What it consists of, for `products` and `input_gradient`."""
-        return (self.values, self.scales, self.numbers) if self.scheme == "nf4" else (self.values, self.scales)
+        return (self.values, self.scales) if self.numbers is None else (self.values, self.scales, self.numbers)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x W^T`, `[..., in]` to `[..., out]`, in the number format that the weight had."""
         rows = x.to(self.dtype).flatten(0, -2)
         found: Tensor = _Product.apply(rows, self.scheme, *self.parts)
-        return found.unflatten(0, x.shape[:-1])
+        return found.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, scheme={self.scheme}"
