@@ -69,14 +69,13 @@ def test_layers_computed_again_give_the_same_adapter(project: Project, scheme: S
 
 @pytest.mark.slow
 def test_two_ranks_equal_one(project: Project) -> None:
-    """Each with the whole base, and with half of it. Rows are rounded one by one, so that rows of another length
-    change fp8 only where float32's own rounding tips a number over to the next of eight bits."""
-    within = {"fp8": 1e-3, "int8": 1e-5, "nf4": 1e-5}
-    jobs, alone = {}, {}
+    """Each with the whole base, and with half of it; the rows are the same. From the second step on, rounding in
+    float32 tips numbers over to the next of eight bits here and there."""
+    jobs = {}
     for scheme in SCHEMES:
+        alone = BatchJob(global_samples=4, micro_samples=1, accumulation=4)
         run = f"alone-{scheme}"
-        alone[scheme] = project.job(quantize=scheme, run=run, checkpoints=f"{run}/checkpoints")
-        project.train(alone[scheme])
+        project.train(project.job(quantize=scheme, batch=alone, run=run, checkpoints=f"{run}/checkpoints"))
     batch = BatchJob(global_samples=4, micro_samples=1, accumulation=2)
     for name, scheme in (("replicate", "fp8"), *(("shard", each) for each in SCHEMES)):
         mesh = MeshJob(**{"replicate": 1, "shard": 1, name: 2})
@@ -85,10 +84,11 @@ def test_two_ranks_equal_one(project: Project) -> None:
     finished = train(project, 2, *jobs.values())
     assert finished.returncode == 0, errors(finished)
     for run, job in jobs.items():
-        assert job.quantize is not None
-        for line, expected in zip(project.metrics(run), project.metrics(f"alone-{job.quantize}"), strict=True):
+        pairs = zip(project.metrics(run), project.metrics(f"alone-{job.quantize}"), strict=True)
+        for number, (line, expected) in enumerate(pairs):
+            within = 1e-2 if job.quantize == "fp8" and number else 1e-5
             for figure in ("loss/total", "loss/audio", "loss/text", "grad_norm"):
-                assert line[figure] == pytest.approx(expected[figure], rel=within[job.quantize]), (run, figure)
+                assert line[figure] == pytest.approx(expected[figure], rel=within), (run, number, figure)
 
 
 def losses(scheme: Scheme | None, make_sample: MakeSample, steps: int) -> list[float]:

@@ -146,16 +146,20 @@ def multiply(rows: Tensor, columns: Tensor, row_scale: Tensor, column_scale: Ten
 class _Product(Function):
     """`x W^T` with a frozen W."""
 
+    # Not `*parts`: by the number of parameters, dynamo (torch 2.13) tells whether there is a context.
     @staticmethod
-    def forward(ctx, x, scheme, *parts):
+    def forward(ctx, x, scheme, values, scales, numbers):
         ctx.scheme = scheme
-        ctx.save_for_backward(*parts)
-        return products(x, [parts], scheme)[0]
+        ctx.save_for_backward(values, scales, numbers)
+        return products(x, [_parts(values, scales, numbers)], scheme)[0]
 
     @staticmethod
     def backward(ctx, gradient):
-        parts = ctx.saved_tensors
-        return input_gradient([gradient], [parts], ctx.scheme), None, *(None for _ in parts)
+        return input_gradient([gradient], [_parts(*ctx.saved_tensors)], ctx.scheme), None, None, None, None
+
+
+def _parts(values: Tensor, scales: Tensor, numbers: Tensor | None) -> Parts:
+    return (values, scales) if numbers is None else (values, scales, numbers)
 
 
 class QuantizedLinear(nn.Module):
@@ -182,12 +186,12 @@ class QuantizedLinear(nn.Module):
     @property
     def parts(self) -> Parts:
         """What it consists of, for `products` and `input_gradient`."""
-        return (self.values, self.scales) if self.numbers is None else (self.values, self.scales, self.numbers)
+        return _parts(self.values, self.scales, self.numbers)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x W^T`, `[..., in]` to `[..., out]`, in the number format that the weight had."""
         rows = x.to(self.dtype).flatten(0, -2)
-        found: Tensor = _Product.apply(rows, self.scheme, *self.parts)
+        found: Tensor = _Product.apply(rows, self.scheme, self.values, self.scales, self.numbers)
         return found.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
