@@ -91,6 +91,22 @@ def test_two_ranks_equal_one(project: Project) -> None:
                 assert line[figure] == pytest.approx(expected[figure], rel=within), (run, number, figure)
 
 
+@pytest.mark.slow
+def test_compiled_layers_compute_the_same(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that the compiler does but its machine code."""
+    steps = project.job().optimizer.model_copy(update={"steps": 1})
+    project.train(project.job(quantize="fp8", optimizer=steps))
+    expected = project.metrics()
+    project.forget()
+    compiling = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda run, **options: compiling(run, backend="aot_eager", **options))
+    torch._dynamo.reset()
+    project.train(project.job(quantize="fp8", optimizer=steps, compile=True))
+    for line, plain in zip(project.metrics(), expected, strict=True):
+        for name in ("loss/audio", "loss/text", "grad_norm"):
+            assert line[name] == pytest.approx(plain[name], rel=1e-5)
+
+
 def losses(scheme: Scheme | None, make_sample: MakeSample, steps: int) -> list[float]:
     """Of a training of adapters on every matrix, eight samples in turn."""
     config = HiggsAudioV2Config(

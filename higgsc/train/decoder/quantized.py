@@ -37,9 +37,6 @@ Parts = tuple[Tensor, ...]
 FP8 = torch.float8_e4m3fn
 BLOCK = 64
 """Numbers of a row that have a scale together, with nf4."""
-_LARGEST = {"fp8": torch.finfo(FP8).max, "int8": 127.0, "nf4": 1.0}
-_LEAST = 2.0**-100
-"""In place of the largest number of a row of zeros, or nearly."""
 _NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
@@ -58,20 +55,25 @@ def quantize(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     wide = weight.float()
     if scheme == "nf4":
         blocks = wide.unflatten(1, (-1, BLOCK))
-        scales = _scales(blocks, scheme)
+        scales = _scales(blocks, 1.0)
         numbers = torch.tensor(_NF4, device=weight.device)
         between = (numbers[1:] + numbers[:-1]) / 2
         nearest = torch.bucketize(blocks / scales, between, out_int32=True).flatten(1).to(torch.uint8)
         return nearest[:, ::2] << 4 | nearest[:, 1::2], scales[..., 0]
-    scales = _scales(wide, scheme)
     if scheme == "int8":
+        scales = _scales(wide, 127.0)
         return (wide / scales).round().to(torch.int8), scales
-    return (wide / scales).to(FP8).view(torch.uint8), scales
+    values, scales = rounded(wide)
+    return values.view(torch.uint8), scales
 
 
-def _scales(rows: Tensor, scheme: Scheme) -> Tensor:
-    largest = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1, keepdim=True)
-    scales: Tensor = largest.float().clamp(min=_LEAST) / _LARGEST[scheme]
+def _scales(rows: Tensor, largest: float) -> Tensor:
+    """What makes the largest number of each row that number; for a row of zeros, or nearly, what makes 2^-100 it.
+
+    Numbers stand here, and not in constants of the module, which dynamo (torch 2.13) takes for variables.
+    """
+    found = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1, keepdim=True)
+    scales: Tensor = found.float().clamp(min=2.0**-100) / largest
     return scales
 
 
@@ -122,7 +124,7 @@ def input_gradient(gradients: Sequence[Tensor], matrices: Sequence[Parts], schem
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
     """`x` `[n, k]` in float8, and the scale of each row, float32 `[n, 1]`."""
-    scale = _scales(x, "fp8")
+    scale = _scales(x, 448.0)
     return (x / scale).to(FP8), scale
 
 
