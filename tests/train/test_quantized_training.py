@@ -31,14 +31,13 @@ SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_training_goes_on_to_the_bit(project: Project, scheme: Scheme, caplog: pytest.LogCaptureFixture) -> None:
-    """Killed before its last checkpoint was written; it speaks too, by transformers' own layers."""
+    """Killed before its last checkpoint was written; one of them speaks too, by transformers' own layers."""
+    speech = SamplesJob(count=1, prompts="held-out", temperature=0.0) if scheme == "fp8" else None
     job = project.job(
         quantize=scheme,
         precision="bf16",
         optimizer=project.job().optimizer.model_copy(update={"steps": 4}),
-        checkpoint=CheckpointJob(
-            every_steps=2, keep_last=2, samples=SamplesJob(count=1, prompts="held-out", temperature=0.0)
-        ),
+        checkpoint=CheckpointJob(every_steps=2, keep_last=2, samples=speech),
     )
     with caplog.at_level(logging.INFO, "higgsc"):
         project.train(job)
