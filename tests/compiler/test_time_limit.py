@@ -47,9 +47,9 @@ def test_the_number_of_jobs_and_the_assumption_are_named() -> None:
     compilation = compile_spec(SPECS / "arabic.yaml", overrides=(*IN_STEPS, "site.time_limit=1:00:00"))
     (warning,) = compilation.diagnostics
     assert warning.severity == "warning"
-    assert "takes about 3 h, by a guess" in warning.message
+    assert "takes about 2.9 h, by a guess" in warning.message
     assert warning.help is not None
-    assert warning.help.startswith("it would need about 4 jobs, one after the other")
+    assert warning.help.startswith("it would need about 3 jobs, one after the other")
     assert "25% of the GPU's peak is assumed" in warning.notes[0]
     (default,) = compile_spec(SPECS / "arabic.yaml", overrides=(IN_STEPS[0], "training.steps=900000")).diagnostics
     assert "24:00:00 (the default)" in default.message
@@ -75,7 +75,7 @@ def test_the_report_shows_memory_by_part_time_and_price() -> None:
     assert "| activations | 19.66 | kept by the decoder for the backward pass |" in report
     assert "| **total** | **34.32** | for 4 of the longest samples allowed, 7,992 tokens" in report
     assert "It rests on an assumption: 25% of the GPU's peak is assumed" in report
-    assert "the training takes about 3 h: 24 GPU-hours, 60 at 2.5 an hour." in report
+    assert "the training takes about 2.9 h: 24 GPU-hours, 59 at 2.5 an hour." in report
     assert "price" not in files["plan.json"]
 
     (build,) = builds_of(compile_spec(SPECS / "two-node.yaml"))
