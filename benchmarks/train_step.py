@@ -1,6 +1,7 @@
 """Training speed, beside transformers' `Trainer` with PEFT on the same samples, adapter, precision and loss.
 
     python benchmarks/train_step.py [--shape small|3B] [--device cpu|cuda] [--rounds 2] [--steps 2] [--parity 100]
+                                    [--quantize fp8] [--quantize nf4]
 
 All ways of training run in this process, one after the other, round after round, over the same samples; each trains
 its first batch twice, of which the first time is warm-up and not counted. Tokens are real ones: padding counts for
@@ -35,6 +36,8 @@ from training.written import about, add_results, write
 from higgsc.catalog.adapter import AdapterShape
 from higgsc.catalog.arithmetic import flops_per_token
 from higgsc.catalog.setup import Setup
+from higgsc.train.decoder.quantized import Scheme
+from higgsc.train.model.quantize import check_device, quantize_base
 from higgsc.train.rows.row import pack
 from higgsc.train.rows.sequence import AudioTokens, Sequence, build_sequence
 
@@ -54,7 +57,9 @@ def main() -> None:
     choose(arguments.clock)
     transformers.logging.set_verbosity_error()
     shape, device = SHAPES[arguments.shape], torch.device(arguments.device)
-    ways = _ways(shape, device, arguments.steps, ablation=not arguments.no_ablation)
+    for scheme in arguments.quantize:
+        check_device(scheme, device)
+    ways = _ways(shape, device, arguments.steps, ablation=not arguments.no_ablation, quantize=arguments.quantize)
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     rates, losses = [], {}
     for _ in range(arguments.rounds):
@@ -67,6 +72,7 @@ def main() -> None:
     rate = statistics.median(rates)
     share_of_rate = medians["higgsc"] * _flops(shape, ways["higgsc"][0]) / rate
     parity = _parity(device, shape, arguments.parity) if arguments.parity else None
+    rounded = [_rounded_parity(device, shape, arguments.parity, s) for s in arguments.quantize if arguments.parity]
     figures = about(arguments, device) | {
         "shape": arguments.shape,
         "clock": arguments.clock,
@@ -75,6 +81,7 @@ def main() -> None:
         "share_of_matmul_rate": share_of_rate,
         "loss": losses,
         "parity": parity,
+        "parity_of_quantised_bases": rounded,
         "peak_memory_of_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     write(arguments, "train_step", figures, "\n".join(_table(figures, ways, medians)))
@@ -103,13 +110,18 @@ def _table(figures: dict[str, Any], ways: Ways, medians: dict[str, float]) -> It
             f"loss over {parity['steps']} steps in float32, from {losses[0]:.1f} to {losses[-1]:.1f}; "
             f"stock and higgsc: largest relative difference {difference:.1e}"
         )
+    for parity in figures["parity_of_quantised_bases"]:
+        yield (
+            f"loss over {parity['steps']} steps on a base in {parity['scheme']} and on the base as it is: "
+            f"largest relative difference {parity['largest_relative_difference']:.1e}"
+        )
     yield f"documents ratio: {medians['higgsc'] / medians['documents']:.2f}"
     name = "higgsc, shared reference"
     yield f"shared reference, stock ratio: {medians[name] / medians['stock, shared reference']:.2f}"
     yield f"best stock ratio: {medians['higgsc'] / medians['stock']:.2f}"
 
 
-def _ways(shape: Shape, device: torch.device, steps: int, *, ablation: bool) -> Ways:
+def _ways(shape: Shape, device: torch.device, steps: int, *, ablation: bool, quantize: list[Scheme]) -> Ways:
     bf16 = device.type == "cuda"
     dtype = torch.bfloat16 if bf16 else torch.float32
 
@@ -124,6 +136,9 @@ def _ways(shape: Shape, device: torch.device, steps: int, *, ablation: bool) -> 
                 )
 
         return train
+
+    def on_rounded(scheme: Scheme, make_row: ours.MakeRow) -> Callable[[Batches], Result]:
+        return lambda b: ours.train(_rounded(fresh(), scheme), b, make_row, learning_rate=LEARNING_RATE, bf16=bf16)
 
     def own(make_row: ours.MakeRow = pack, without: frozenset[str] = frozenset()) -> Callable[[Batches], Result]:
         return lambda b: ours.train(fresh(), b, make_row, learning_rate=LEARNING_RATE, bf16=bf16, without=without)
@@ -148,6 +163,7 @@ def _ways(shape: Shape, device: torch.device, steps: int, *, ablation: bool) -> 
         del name
     ways |= {
         "higgsc": (grouped, own(rows)),
+        **{f"higgsc, {scheme} base": (grouped, on_rounded(scheme, rows)) for scheme in quantize},
         "stock, shared reference": (_batches(sharing, BATCH), peer(checkpointing=False)),
         "higgsc, shared reference": (_batches(sharing, BATCH), own(shared_rows)),
     }
@@ -175,15 +191,34 @@ def _flops(shape: Shape, batches: Batches) -> float:
     return flops_per_token(setup, keys=keys, audio_share=audio / lengths.sum(), labelled=labelled)
 
 
+def _rounded(model: Any, scheme: Scheme) -> Any:
+    quantize_base(model.get_base_model(), scheme)
+    return model
+
+
+def _rounded_parity(device: torch.device, shape: Shape, steps: int, scheme: Scheme) -> dict[str, Any]:
+    """The same for higgsc on a quantised base and on the base as it is; on a GPU in bfloat16, as fp8 needs there."""
+    batches, losses = _learnable(shape, steps), []
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    for rounds in (False, True):
+        model = stock.adapted(shape.model(device=device, dtype=dtype), shape.rank)
+        losses.append(_trained_by_ours(_rounded(model, scheme) if rounds else model, batches))
+    differences = np.abs(np.array(losses[1]) / np.array(losses[0]) - 1)
+    return {"steps": steps, "scheme": scheme, "losses": losses, "largest_relative_difference": float(differences.max())}
+
+
+def _learnable(shape: Shape, steps: int) -> Batches:
+    tokens = AudioTokens.of(shape.config())
+    made = samples(shape, 2 * steps, median=1, learnable=True, seed=2)
+    return _batches([build_sequence(sample, tokens) for sample in made], 2)
+
+
 def _parity(device: torch.device, shape: Shape, steps: int) -> dict[str, Any]:
     """The losses of stock and higgsc over that many steps in float32 on codes that can be learned.
 
     Samples are short, two a step, and the learning rate is ten times as high, so that the loss comes a long way.
     """
-    tokens = AudioTokens.of(shape.config())
-    made = samples(shape, 2 * steps, median=1, learnable=True, seed=2)
-    batches = _batches([build_sequence(sample, tokens) for sample in made], 2)
-    losses = {}
+    batches, losses = _learnable(shape, steps), {}
     for name, train in (("stock", _trained_by_stock), ("higgsc", _trained_by_ours)):
         model = stock.adapted(shape.model(device=device, dtype=torch.float32), shape.rank)
         losses[name] = train(model, batches)
@@ -198,7 +233,8 @@ def _trained_by_stock(model: Any, batches: Batches) -> list[float]:
 
 
 def _trained_by_ours(model: Any, batches: Batches) -> list[float]:
-    return ours.train(model, batches, pack, learning_rate=10 * LEARNING_RATE, bf16=False)[1]
+    bf16 = next(model.parameters()).dtype == torch.bfloat16
+    return ours.train(model, batches, pack, learning_rate=10 * LEARNING_RATE, bf16=bf16)[1]
 
 
 def _arguments() -> argparse.Namespace:
@@ -208,6 +244,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2, help="of 8 samples")
     parser.add_argument("--parity", type=int, default=100, help="steps over which losses are compared, in float32")
+    parser.add_argument("--quantize", choices=("fp8", "int8", "nf4"), action="append", default=[], help="higgsc too")
     parser.add_argument("--no-ablation", action="store_true", help="leave the techniques one by one out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a busy machine, with --threads 1")

@@ -15,6 +15,7 @@ from higgsc.catalog.arithmetic import flops_per_token
 from higgsc.catalog.gpus import Gpu
 from higgsc.catalog.memory import memory
 from higgsc.catalog.memory_parts import Memory
+from higgsc.catalog.quantized import Quantize
 from higgsc.catalog.setup import Sample, Setup
 
 RESERVE = 0.1
@@ -53,6 +54,8 @@ class Speed:
     """GPUs of a tensor group."""
     shard: int
     """Ranks that a model is sharded over."""
+    quantize: Quantize | None
+    """How the base is rounded; the speed is that of the base as it is."""
     total_hours: float | None
     """The whole training; None if its length is given in epochs, for the number of samples is not known."""
 
@@ -66,6 +69,7 @@ class Speed:
         talk = "" if self.tensor == 1 else "what tensor groups say to each other is not counted; "
         if self.shard > 1:
             talk += "what shards gather and scatter is not counted; "
+        talk += "" if self.quantize is None else f"what a base in {self.quantize} gains or costs is not counted; "
         return (
             f"{UTILISATION:.0%} of the GPU's peak is assumed, with clips of {self.target_seconds:g} s; {talk}"
             "no run of this trainer has been measured on a GPU"
@@ -176,6 +180,7 @@ def speed(
         gpus=gpus,
         tensor=setup.tensor,
         shard=setup.shard,
+        quantize=setup.quantize,
         total_hours=None if steps is None else steps * step_seconds / 3600,
     )
 

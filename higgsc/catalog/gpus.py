@@ -19,7 +19,7 @@ class Gpu:
     """Peak bfloat16 tensor-core rate with float32 accumulation and without sparsity, in 10^12 FLOP/s."""
 
     has_fp8: bool
-    """Whether its tensor cores multiply 8-bit floats (compute capability 8.9 or later)."""
+    """Whether its tensor cores multiply 8-bit floats (see `quantized.FP8_CAPABILITY`)."""
 
     driver_names: tuple[str, ...]
     """What the driver calls it (`torch.cuda.get_device_name`). Cards of the same name with other rates, such as the

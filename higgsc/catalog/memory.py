@@ -17,9 +17,9 @@ from functools import cache
 from math import prod
 from typing import Literal
 
-from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape
 from higgsc.catalog.memory_parts import Memory
 from higgsc.catalog.memory_whole import memory_of_whole
+from higgsc.catalog.quantized import matrix_bytes
 from higgsc.catalog.setup import Sample, Setup
 
 _FP32 = 4
@@ -66,7 +66,8 @@ def memory(setup: Setup, sample: Sample, samples: int) -> Memory:
         (before, _feed_forward_working(setup, sample, samples)),
         (before + again, _feed_forward_back(setup, sample, samples)),
     ):
-        moments.append(Memory(**state, gathered=gathered, activations=kept, working=working + all_gather))
+        working += all_gather + _whole_matrix(setup)
+        moments.append(Memory(**state, gathered=gathered, activations=kept, working=working))
     moments += [
         Memory(**state, gathered=gathered - all_gather, activations=at_loss, working=working)
         for working in (_loss_working(setup, sample, samples), _head_working(setup, sample, samples))
@@ -81,14 +82,14 @@ def memory(setup: Setup, sample: Sample, samples: int) -> Memory:
 def _state(setup: Setup) -> dict[str, int]:
     """Weights, moments, and the gradients that are there when a micro-batch begins.
 
-    Base: `s` x parameters. Adapter: float32, and twice that for AdamW; all three divided by the shards. Gradients, 4
-    bytes a parameter, are there only from the second micro-batch of a step on, and whole: FSDP2 scatters them after the
-    last one.
+    Base: `s` x parameters, of quantised matrices what `matrix_bytes` says. Adapter: float32, and twice that for AdamW;
+    all three divided by the shards. Gradients, 4 bytes a parameter, are there only from the second micro-batch of a
+    step on, and whole: FSDP2 scatters them after the last one.
     """
-    shape, (layer, root) = setup.held, _layer_and_root(setup.held)
+    layer, root = _layer_and_root(setup)
     adapter = _FP32 * setup.trained_parameters
     return {
-        "base": setup.base_itemsize * (shape.layers * layer + root) // setup.shard,
+        "base": (setup.shape.layers * layer + root) // setup.shard,
         "adapter": adapter // setup.shard,
         "optimizer": 2 * adapter // setup.shard,
         "gradients": adapter if setup.accumulation > 1 else 0,
@@ -103,7 +104,7 @@ def _gathered(setup: Setup) -> tuple[int, int]:
     """
     if setup.shard == 1:
         return 0, 0
-    layer, root = (setup.base_itemsize * count for count in _layer_and_root(setup.held))
+    layer, root = _layer_and_root(setup)
     first = f"{_LAYERS}0."
     layer += _FP32 * sum(count for name, count in setup.trained.items() if name.startswith(first))
     root += _FP32 * sum(count for name, count in setup.trained.items() if not name.startswith(_LAYERS))
@@ -112,11 +113,19 @@ def _gathered(setup: Setup) -> tuple[int, int]:
 
 
 @cache
-def _layer_and_root(shape: HiggsAudioV2Shape) -> tuple[int, int]:
-    """Parameters of a layer, and of what is no layer: embeddings, heads, final norm."""
-    sizes = {name: prod(size) for name, size in shape.parameters().items()}
-    root = sum(size for name, size in sizes.items() if not name.startswith(_LAYERS))
-    return (sum(sizes.values()) - root) // shape.layers, root
+def _layer_and_root(setup: Setup) -> tuple[int, int]:
+    """Bytes of a layer of the base, and of what is no layer: embeddings, heads, final norm."""
+    first, sizes = f"{_LAYERS}0.", setup.held.parameters()
+    root = sum(prod(size) for name, size in sizes.items() if not name.startswith(_LAYERS))
+    layer = sum(_stored(setup, size) for name, size in sizes.items() if name.startswith(first))
+    return layer, setup.base_itemsize * root
+
+
+def _stored(setup: Setup, size: tuple[int, ...]) -> int:
+    """Bytes of a parameter of a layer: quantised if it is a matrix, and so it is asked for."""
+    if setup.quantize is not None and len(size) == 2:
+        return matrix_bytes(size[0], size[1], setup.quantize)
+    return setup.base_itemsize * prod(size)
 
 
 def _saved_by_layers(setup: Setup, sample: Sample, samples: int) -> int:
@@ -260,6 +269,15 @@ def _feed_forward_back(setup: Setup, sample: Sample, samples: int) -> int:
     s, shape = setup.base_itemsize, setup.held
     per_row = 4 * s * shape.intermediate_size
     return samples * (sample.audio_rows * per_row + 4 * sample.tokens * s * shape.hidden_size)
+
+
+def _whole_matrix(setup: Setup) -> int:
+    """The largest matrix of a layer while int8 or nf4 is made whole: float32 beside what it is rounded to next, or
+    beside the places that it is looked up at. fp8's turned copy, a byte a number, comes where less else is there."""
+    if setup.quantize not in ("int8", "nf4"):
+        return 0
+    wide = _FP32 + (2 if setup.precision == "bf16" or setup.quantize == "nf4" else 0)
+    return wide * setup.held.hidden_size * setup.held.intermediate_size
 
 
 def _dora_working(setup: Setup, end: str) -> int:

@@ -11,6 +11,7 @@ from typing import Literal
 from higgsc.catalog.adapter import AdapterShape
 from higgsc.catalog.codec import DELAY_ROWS, EXTRA_ROWS_PER_CLIP, FRAMES_PER_SECOND
 from higgsc.catalog.higgs_audio_v2 import HiggsAudioV2Shape
+from higgsc.catalog.quantized import Quantize
 
 TEXT_TOKENS_PER_SECOND = 8.0
 """Assumption: text tokens for one second of speech, chat template included. With the codec's 25 frames that makes 33
@@ -98,6 +99,8 @@ class Setup:
     """Whether tensor groups divide the residual stream along the sequence."""
     whisper: int | None = None
     """Features that a Whisper hears of each frame of a reference; None: none listens."""
+    quantize: Quantize | None = None
+    """How the matrices of the layers are rounded; None leaves them in `precision`."""
 
     @property
     def adapter(self) -> AdapterShape:
@@ -129,7 +132,7 @@ class Setup:
 
     @property
     def base_itemsize(self) -> int:
-        """Bytes of a number of the base."""
+        """Bytes of a number of the base, where it is not quantised, and of what is computed."""
         return 2 if self.precision == "bf16" else 4
 
     @property

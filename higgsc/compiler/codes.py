@@ -135,7 +135,8 @@ CODES: dict[str, Code] = {
     "HC307": Code(
         "what cannot be combined with a tensor group",
         "DoRA scales whole rows of a matrix, of which each GPU of a tensor group holds a part; and the layers that\n"
-        "`training.compile` compiles are not those that a tensor group runs. Both need `tensor: 1`.",
+        "`training.compile` compiles are not those that a tensor group runs. A quantised base is not divided either:\n"
+        "scales and blocks go along a matrix's rows, which `o_proj` and `down_proj` divide. All need `tensor: 1`.",
     ),
     "HC311": Code(
         "the global batch does not divide",
@@ -349,6 +350,17 @@ CODES: dict[str, Code] = {
         "`lora: null` trains the whole model. Its checkpoints are folders that transformers loads, so there is\n"
         "nothing to merge, and no merge step: `evaluate` reads the best checkpoint, and `higgsc generate --model`\n"
         "takes the folder of any.",
+    ),
+    "HC507": Code(
+        "a quantised base below what needs it whole",
+        "`model.quantize` rounds frozen matrices to eight or four bits. Where the whole model is trained, none are\n"
+        "frozen; and DoRA scales each row by its length, which is that of the base as it was.",
+    ),
+    "HC508": Code(
+        "fp8 without hardware that multiplies it",
+        "With `model.quantize: fp8` the products are those of 8-bit floats, by tensor cores of compute capability 8.9\n"
+        "or later, and their results are bf16. `int8` is as small and runs everywhere: each matrix is made whole for\n"
+        "its products. On a CPU (`1xCPU`) fp8 is computed as well, slowly, to try a spec out.",
     ),
     "HC511": Code(
         "a Whisper without an adapter",

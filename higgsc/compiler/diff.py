@@ -47,6 +47,7 @@ _EFFECTS: dict[str, tuple[Effect, str]] = {
     "lora.dropout": ("resume-safe", ""),
     "lora.start": ("breaks resume", "the training began somewhere else"),
     "model": ("breaks resume", "the adapter belongs to its base"),
+    "model.quantize": ("breaks resume", "other numbers from the next step on"),
 }
 """By path; the longest prefix counts."""
 

@@ -275,6 +275,8 @@ class TrainJob(JobBase):
     batch: BatchJob
     lora: LoraJob | None
     """None trains every parameter of the language model."""
+    quantize: Literal["fp8", "int8", "nf4"] | None = None
+    """How the frozen matrices of the layers are rounded when they are loaded."""
     optimizer: OptimizerJob
     loss: LossJob
     checkpoint: CheckpointJob

@@ -100,9 +100,10 @@ def _what(ir: Ir) -> list[str]:
     lora, precision = ir.spec.lora, ir.spec.precision
     if lora is None:
         return [f"| precision | fp32 weights, {precision} arithmetic |", "| LoRA | none: the whole model is trained |"]
-    modules = ir.integer("lora.module_count")
+    modules, scheme = ir.integer("lora.module_count"), ir.spec.model.quantize
+    rounded = "" if scheme is None else f", its layers' matrices in {scheme}"
     return [
-        f"| precision | {precision} base, fp32 adapter |",
+        f"| precision | {precision} base{rounded}, fp32 adapter |",
         f"| LoRA | rank {lora.rank}, alpha {lora.alpha:g}, on {modules} modules |",
         *_listens(ir),
     ]

@@ -39,6 +39,13 @@ class Model(SpecModel):
     """Hub id, local folder, or `builtin:tiny` (random weights, for trying things out)."""
     revision: str | None = None
     """Commit of the hub repository; a hub base without one is a warning."""
+    quantize: Literal["fp8", "int8", "nf4"] | None = None
+    """Rounds the frozen matrices of the layers when they are loaded for the training: attention and both FFN paths,
+    85 % of the released model. Adapters, norms, embeddings and heads stay as they are. `null` rounds nothing.
+
+    `fp8`: multiplied in 8 bits, forward and for the gradient of the input, on GPUs that can (H100, H200, L40S, L4,
+    RTX 4090); for speed. `int8` and `nf4` (QLoRA): stored in 8 or 4 bits and made whole for each product; for memory,
+    and slower. What is merged afterwards is the adapter into the base as it was, not as it was rounded."""
     audio_tokenizer: FilePath = "bosonai/higgs-audio-v2-tokenizer"
     """Hub id, local folder, or `builtin:tiny`."""
     audio_tokenizer_revision: str | None = None

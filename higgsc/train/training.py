@@ -30,6 +30,7 @@ from higgsc.train.gradients import Comparison, Gradients
 from higgsc.train.model.build import adapter_parameters, add_lora, check_trainable, load_base, train_whole
 from higgsc.train.model.layers import expect_compiler, run_layers
 from higgsc.train.model.projector import add_projector, listener_for
+from higgsc.train.model.quantize import announce, check_device, quantize_base
 from higgsc.train.model.start import start_from
 from higgsc.train.objective.loss import LossModule, LossSums
 from higgsc.train.objective.validate import validation_losses
@@ -87,6 +88,7 @@ class Training:
         self._plan = plan
         if job.compile:
             expect_compiler(mesh.device)
+        check_device(job.quantize, mesh.device)
         compute = torch.bfloat16 if job.precision == "bf16" else torch.float32
         # What is trained is float32. Adapters are computed with in the base's number format by autocast; the parameters
         # of a whole model by FSDP2, which gathers them in it.
@@ -96,6 +98,7 @@ class Training:
         check_trainable(job.model, base)
         self._model: nn.Module
         if job.lora is None:
+            assert job.quantize is None, "what is trained whole is not rounded"
             self._model = train_whole(base, job.model)
         else:
             self._model = adapted = add_lora(base, job.lora, job.seed)
@@ -103,6 +106,9 @@ class Training:
                 add_projector(base, listener_for(store, job.model))
             if checkpoint is None and job.lora.start is not None:
                 start_from(context.path(job.lora.start), adapted, job.model)
+            if job.quantize is not None:
+                quantize_base(base, job.quantize)
+                announce(job.quantize, mesh.device)
         alone, shared = (kernel(mesh.device, compute, shared=shared) for shared in (False, True))
         other = f"; {shared} in rows that share a reference" if plan.shared is not None and shared != alone else ""
         logger.info("attention on %s: %s%s", mesh.device.type, alone, other)

@@ -38,6 +38,22 @@ def test_weights_moments_and_gradients() -> None:
     assert memory(setup(), SAMPLE, 1).gradients == 0  # nothing is left behind by an earlier micro-batch
 
 
+def test_a_quantised_base() -> None:
+    """The ten matrices of each layer: a byte a number and 4 a row; half a byte a number and 4 for 64 of them."""
+    numbers = 28 * (2 * 3072 * 3072 + 2 * 1024 * 3072 + 6 * 3072 * 8192)
+    rows = 28 * (2 * 3072 + 2 * 1024 + 4 * 8192 + 2 * 3072)
+    rest = 2 * (5_771_283_456 - numbers)
+    for scheme, stored in (("fp8", numbers + 4 * rows), ("int8", numbers + 4 * rows), ("nf4", numbers * 9 // 16)):
+        found = memory(setup(quantize=scheme), SAMPLE, 1)
+        assert found.base == stored + rest
+        assert found.adapter == memory(setup(), SAMPLE, 1).adapter
+        sharded = memory(setup(quantize=scheme, shard=4), SAMPLE, 1)
+        assert sharded.base == found.base // 4
+        assert sharded.gathered == rest - 28 * 4 * 3072 * 2 + stored // 28 + 4 * 3072 * 2 + 4 * 16 * 6144
+    nf4, fp8 = (memory(setup(quantize=scheme), SAMPLE, 32) for scheme in ("nf4", "fp8"))
+    assert nf4.working - fp8.working == 6 * 3072 * 8192  # one matrix in float32, beside what it is looked up by
+
+
 def test_shards_divide_what_is_kept_and_gather_what_is_used() -> None:
     whole, half = (memory(setup(accumulation=2, shard=shard), SAMPLE, 8) for shard in (1, 2))
     assert (half.base, half.adapter, half.optimizer) == (whole.base // 2, whole.adapter // 2, whole.optimizer // 2)

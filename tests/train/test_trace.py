@@ -124,6 +124,24 @@ def test_variants_agree_with_the_trace(spec: str, overrides: list[str]) -> None:
             assert computed[part] == pytest.approx(measured[part], abs=10_000), part
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.quantize=fp8", "lora.targets=comprehensive", "training.micro_batch.samples=2"],
+        ["model.quantize=nf4", "training.activation_checkpointing=full", "training.micro_batch.samples=1", *SHORT],
+        ["model.quantize=int8", "hardware=1x4", "parallelism.shard=4", "lora.targets=attention_only", *SHORT],
+    ],
+    ids=",".join,
+)
+def test_a_quantised_base_agrees_with_the_trace(overrides: list[str]) -> None:
+    (made,) = compile_spec(SPECS / "zero-shot.yaml", overrides=("hardware=1xH100", *overrides)).compiled
+    computed, measured = traced(made.ir, made.plan.step("train").job)
+    assert sum(computed.values()) == pytest.approx(sum(measured.values()), rel=0.03)
+    for part in ("base", "gathered", "adapter"):
+        assert computed[part] == pytest.approx(measured[part], rel=0.01, abs=1e6), part
+
+
 class AliveBytes(TorchDispatchMode):
     """Most bytes of tensors alive at once: a counter as simple as can be."""
 

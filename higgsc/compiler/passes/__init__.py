@@ -22,6 +22,7 @@ from higgsc.compiler.passes.mesh import mesh
 from higgsc.compiler.passes.objective import objective
 from higgsc.compiler.passes.paths import paths
 from higgsc.compiler.passes.pinning import pinning
+from higgsc.compiler.passes.quantized_base import quantized_base
 from higgsc.compiler.passes.schedule import schedule
 from higgsc.compiler.passes.site import site
 from higgsc.compiler.passes.steps import steps
@@ -42,6 +43,7 @@ PASSES: tuple[Pass, ...] = (
     topology,
     mesh,  # needs the processes
     whole_model,
+    quantized_base,
     lora_targets,
     lora_patterns,  # needs the adapter's modules
     whisper,  # adds to what is trained

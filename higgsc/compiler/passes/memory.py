@@ -8,6 +8,7 @@ from math import ceil
 
 from higgsc.catalog.estimate import RESERVE, TYPICAL_SECONDS, Estimate, estimate, fits, with_shards, with_tensor
 from higgsc.catalog.gpus import Gpu, find_gpu
+from higgsc.catalog.quantized import Quantize
 from higgsc.catalog.setup import Checkpointing, Sample, Setup
 from higgsc.compiler.adapter import adapter_of
 from higgsc.compiler.batch import batch_of
@@ -61,6 +62,7 @@ def setup_of(ir: Ir, accumulation: int | None = None) -> Setup:
         tensor=ir.spec.parallelism.tensor,
         sequence=ir.spec.parallelism.sequence,
         whisper=whisper_width(ir),
+        quantize=ir.spec.model.quantize,
     )
 
 
@@ -107,8 +109,8 @@ def _fits_keeping(setup: Setup, mode: Checkpointing, found: Estimate) -> bool:
 
 
 def _way_out(ir: Ir, found: Estimate) -> str:
-    """The largest micro-batch that fits and divides the global batch; the cheapest activation checkpointing and the
-    fewest shards that help, or the smallest tensor groups; what is left."""
+    """The largest micro-batch that fits and divides the global batch; the cheapest activation checkpointing, the
+    fewest shards and the least rounding of the base that help, or the smallest tensor groups; what is left."""
     assert found.gpu is not None
     assert found.largest is not None
     setup, batch = setup_of(ir), batch_of(ir)
@@ -123,6 +125,7 @@ def _way_out(ir: Ir, found: Estimate) -> str:
     ways = [f"`micro_batch: {{{batch.unit}: {fitting}}}` fits"] if fitting else []
     ways += [f"`training: {{activation_checkpointing: {keeping}}}` fits"] if keeping else []
     ways += [f"{_parallelism(with_shards(setup, shard))} fits"] if shard else []
+    ways += [f"`model: {{quantize: {scheme}}}` fits" for scheme in _rounded(setup, found)[:1]]
     if ways:
         return ", and so does ".join(way if not i else way.removesuffix(" fits") for i, way in enumerate(ways))
     divided = _smallest_group(ir, setup, found)
@@ -136,6 +139,16 @@ def _way_out(ir: Ir, found: Estimate) -> str:
     if seconds is None:
         return "take a GPU with more memory"
     return f"write `max_seconds: {seconds}` in `data.limits`, or take a GPU with more memory"
+
+
+def _rounded(setup: Setup, found: Estimate) -> list[Quantize]:
+    """What a frozen base can be rounded to so that a micro-batch fits, the least rounding first."""
+    assert found.gpu is not None
+    if setup.lora is None or setup.lora.dora or setup.tensor > 1:
+        return []
+    rougher: dict[Quantize | None, tuple[Quantize, ...]] = {None: ("int8", "nf4"), "fp8": ("nf4",), "int8": ("nf4",)}
+    schemes = rougher.get(setup.quantize, ())
+    return [s for s in schemes if fits(replace(setup, quantize=s), found.longest, found.samples, found.gpu)]
 
 
 def _smallest_group(ir: Ir, setup: Setup, found: Estimate) -> str | None:

@@ -35,6 +35,7 @@ def undivided(ir: Ir) -> list[str]:
     asked = {
         "lora": lora is None,
         "lora.dora": lora is not None and lora.dora,
+        "model.quantize": ir.spec.model.quantize is not None,
         "training.compile": ir.spec.training.compile,
     }
     return [path for path, on in asked.items() if on]

@@ -91,6 +91,7 @@ def _train(ir: Ir) -> Step:
             accumulation=ir.integer("training.accumulation"),
         ),
         lora=_lora(ir),
+        quantize=spec.model.quantize,
         optimizer=jobs.OptimizerJob(
             learning_rate=training.learning_rate,
             warmup_steps=training.warmup_steps,

@@ -34,7 +34,11 @@ _NOT_HERE = {
     **dict.fromkeys(
         ("fp16", "float16", "half", "mixed", "16", "16-mixed"), "write `bf16`: fp16 is not offered, its range is small"
     ),
-    **dict.fromkeys(("fp8", "int8", "int4", "nf4", "8bit", "4bit"), "write `bf16`: the base is not quantized"),
+    **{
+        word: f"write `bf16`, and `quantize: {scheme}` in `model`: the frozen base is rounded, all else is not"
+        for scheme, words in {"fp8": ("fp8",), "int8": ("int8", "8bit"), "nf4": ("nf4", "int4", "4bit")}.items()
+        for word in words
+    },
     "higgs-audio-v1": "write `higgs-audio-v2`: version 1 is another architecture, and not known here",
     "higgs-audio-v2.5": "write `higgs-audio-v2`: later versions are not known here",
     "higgs-audio-v3": "write `higgs-audio-v2`: later versions are not known here",

@@ -33,6 +33,7 @@ BREAKS_RESUME: Final[Mapping[str, str]] = {
     "batch.micro_tokens": "other samples in each row",
     "curriculum": "other samples in each step",
     "precision": "other numbers from the next step on",
+    "quantize": "other numbers from the next step on",
     "optimizer.weight_decay": "the optimizer's moments were made with another",
 }
 """Values of a job that have to be those of the checkpoint, and why. Everything else may change."""

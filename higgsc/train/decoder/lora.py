@@ -4,7 +4,7 @@
 
 The A of all layers are stacked, so that the input is read once for all of them; `t B^T` is added where the base's
 product lies; without dropout no second input is kept, and no gradient of a frozen weight is computed. Equal to PEFT's
-`lora.Linear` up to the order of additions.
+`lora.Linear` up to the order of additions. The frozen weights may be quantised (see `quantized.py`).
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -18,34 +18,35 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from higgsc.train.decoder.quantized import Parts, QuantizedLinear, Scheme, input_gradient, products
+
 _ADAPTER = "default"
 
 
 class _Project(Function):
-    """`(y_1, y_2, ...)` from `x`, frozen `W_i`, trained `A_i`, `B_i` and scales `s_i`."""
+    """`(y_1, y_2, ...)` from `x`, trained `A_i`, `B_i` and scales `s_i`, and the parts of all frozen `W_i`."""
 
     @staticmethod
-    def forward(ctx, x, scales, in_place, *matrices):
-        count = len(scales)
-        weights, downs, ups = matrices[:count], matrices[count : 2 * count], matrices[2 * count :]
+    def forward(ctx, x, scales, scheme, in_place, *matrices):
+        downs, ups, weights = _divided(matrices, len(scales))
         low = x @ torch.cat([matrix.to(x.dtype) for matrix in downs]).T
         parts = low.split([len(matrix) for matrix in downs], dim=1)
         outputs = []
-        for weight, part, up, scale in zip(weights, parts, ups, scales, strict=True):
-            base, last = x @ weight.T, up.to(x.dtype).T
+        for base, part, up, scale in zip(products(x, weights, scheme), parts, ups, scales, strict=True):
+            last = up.to(x.dtype).T
             if in_place:
                 outputs.append(base.addmm_(part, last, alpha=scale))
             else:
                 outputs.append(torch.addmm(base, part, last, alpha=scale))
-        ctx.scales = scales
+        ctx.scales, ctx.scheme = scales, scheme
         ctx.save_for_backward(x, low, *matrices)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx, *gradients):
         x, low, *matrices = ctx.saved_tensors
-        scales, count = ctx.scales, len(ctx.scales)
-        weights, downs, ups = matrices[:count], matrices[count : 2 * count], matrices[2 * count :]
+        scales = ctx.scales
+        downs, ups, weights = _divided(matrices, len(scales))
         ranks = [len(matrix) for matrix in downs]
         g_lows, g_ups = [], []
         for gradient, part, up, scale in zip(gradients, low.split(ranks, dim=1), ups, scales, strict=True):
@@ -55,11 +56,16 @@ class _Project(Function):
         g_downs = (g_low.T @ x).to(downs[0].dtype).split(ranks)
         g_x = None
         if ctx.needs_input_grad[0]:
-            g_x = gradients[0] @ weights[0]
-            for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
-                g_x.addmm_(gradient, weight)
+            g_x = input_gradient(gradients, weights, ctx.scheme)
             g_x.addmm_(g_low, torch.cat([matrix.to(x.dtype) for matrix in downs]))
-        return g_x, None, None, *(None for _ in weights), *g_downs, *g_ups
+        return g_x, None, None, None, *g_downs, *g_ups, *(None for _ in matrices[2 * len(scales) :])
+
+
+def _divided(matrices, count):
+    """The A, the B and the parts of the frozen weights."""
+    downs, ups, rest = matrices[:count], matrices[count : 2 * count], matrices[2 * count :]
+    size = len(rest) // count
+    return downs, ups, [rest[start : start + size] for start in range(0, len(rest), size)]
 
 
 def project(x: Tensor, *modules: nn.Module, in_place: bool = True) -> tuple[Tensor, ...]:
@@ -77,19 +83,31 @@ def project(x: Tensor, *modules: nn.Module, in_place: bool = True) -> tuple[Tens
     plain: list[Any] = [module for module in modules if _is_plain(module)]
     if plain:
         scales = tuple(float(module.scaling[_ADAPTER]) for module in plain)
-        weights = (module.base_layer.weight for module in plain)
+        scheme, weights = _frozen([module.base_layer for module in plain])
         downs = (module.lora_A[_ADAPTER].weight for module in plain)
         ups = (module.lora_B[_ADAPTER].weight for module in plain)
-        outputs.update(zip(plain, _Project.apply(x, scales, in_place, *weights, *downs, *ups), strict=True))
+        outputs.update(zip(plain, _Project.apply(x, scales, scheme, in_place, *downs, *ups, *weights), strict=True))
     return tuple(outputs[module] if module in outputs else module(x) for module in modules)
 
 
-def _is_plain(module: nn.Module) -> bool:
+def _frozen(layers: list[Any]) -> tuple[Scheme | None, list[Tensor]]:
+    """How frozen layers that read the same input are quantised, all of them alike; and what they consist of."""
+    schemes = {layer.scheme if isinstance(layer, QuantizedLinear) else None for layer in layers}
+    assert len(schemes) == 1, "a block is quantised as a whole"
+    parts: list[Parts] = [layer.parts if isinstance(layer, QuantizedLinear) else (layer.weight,) for layer in layers]
+    return schemes.pop(), [part for of_one in parts for part in of_one]
+
+
+def _is_frozen(layer: Any) -> bool:
+    if isinstance(layer, QuantizedLinear):
+        return True
+    return type(layer) is nn.Linear and layer.bias is None and not layer.weight.requires_grad
+
+
+def _is_plain(module: Any) -> bool:
     return (
         type(module) is LoraLinear
-        and type(module.base_layer) is nn.Linear
-        and module.base_layer.bias is None
-        and not module.base_layer.weight.requires_grad
+        and _is_frozen(module.base_layer)
         and module.active_adapters == [_ADAPTER]
         and not module.merged
         and not module.disable_adapters

@@ -134,6 +134,8 @@ def out_of_memory(job: TrainJob, error: torch.OutOfMemoryError, tried: tuple[Sto
         ways.append(f"`training.activation_checkpointing: {'full' if keeps == 'selective' else 'selective'}`")
     if batch.micro_samples == 1 and (groups := _tensor_groups(job)) is not None:
         ways.append(groups)
+    if job.lora is not None and not job.lora.dora and job.mesh.tensor == 1 and job.quantize != "nf4":
+        ways.append("`model.quantize: nf4` (the frozen base in 4 bits; training starts anew)")
     more = 2 * shard
     if job.mesh.replicate % 2 == 0:
         ways.append(f"`parallelism.shard: {more}` (now {shard}), so that {more} GPUs share one copy of the base")

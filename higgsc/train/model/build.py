@@ -88,7 +88,7 @@ def check_trainable(ref: ModelRef, base: Any) -> None:
     if getattr(base, "is_quantized", False):
         raise StepError(
             f"the base `{ref.base}` is quantised, and training needs its weights as they were",
-            help="name the model that it was made from",
+            help="name the model that it was made from; `model.quantize` rounds that when it is loaded",
         )
 
 

@@ -29,8 +29,9 @@ from higgsc.train.decoder.routes import Row
 Mode = Literal["none", "selective", "full"]
 
 _ATEN = torch.ops.aten
-_ATTENTION = frozenset(
+_DEAR = frozenset(
     {
+        _ATEN._scaled_mm.default,
         torch.ops.higgsc.segments.default,
         torch.ops.torch_attn._varlen_attn.default,
         torch.ops.higher_order.flex_attention,
@@ -80,9 +81,7 @@ def _keeping(layer: nn.Module, hidden: Tensor, row: Row, *, mode: Mode, ranks: f
 
 
 def _policy(context: Any, operation: Any, *args: Any, ranks: frozenset[int], **kwargs: Any) -> CheckpointPolicy:
-    dear = operation in _ATTENTION or (
-        operation is _ATEN.mm.default and not ranks & {args[0].shape[1], args[1].shape[1]}
-    )
+    dear = operation in _DEAR or (operation is _ATEN.mm.default and not ranks & {args[0].shape[1], args[1].shape[1]})
     return CheckpointPolicy.MUST_SAVE if dear else CheckpointPolicy.PREFER_RECOMPUTE
 
 

@@ -46,6 +46,7 @@ from higgsc.data.store import StoredSample
 from higgsc.train.model.build import adapter_parameters, adapter_shape, add_lora
 from higgsc.train.model.layers import run_layers
 from higgsc.train.model.projector import add_projector
+from higgsc.train.model.quantize import quantize_base
 from higgsc.train.objective.loss import LossModule, objective
 from higgsc.train.optimizer import adamw
 from higgsc.train.parallel.mesh import Mesh, device_mesh
@@ -83,6 +84,8 @@ def trace(job: TrainJob, lengths: Lengths, layers: int) -> dict[str, dict[str, i
             module = LossModule(add_lora(base.to(dtype), _cut(job.lora, shape), job.seed)).train()
             if job.model.whisper is not None:
                 add_projector(base, _listener(job.model.whisper))
+            if job.quantize is not None:
+                quantize_base(base, job.quantize)
     # As eagerly as the layers are counted: compiled ones keep less. Fakes have no random state to put back.
     tokens = AudioTokens.of(config)
     real = pack([_sequence(lengths, shape, tokens, job.model.whisper)] * (job.batch.micro_samples or 1))

@@ -103,6 +103,7 @@ def setup_of(job: TrainJob) -> Setup:
         activation_checkpointing="none",
         tensor=job.mesh.tensor,
         sequence=job.mesh.sequence,
+        quantize=job.quantize,
     )
 
 
