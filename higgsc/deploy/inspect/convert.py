@@ -25,10 +25,10 @@ from higgsc.contract.outcome import ExitCode, StepError
 from higgsc.contract.publish import publish_folder
 from higgsc.contract.receipts import sha256_file
 from higgsc.deploy.fit import check_mergeable
-from higgsc.deploy.inspect.names import LORA_A, PREFIX, name_in_file, split
+from higgsc.deploy.inspect.names import name_in_file, split
 from higgsc.deploy.inspect.pickled import read_pickled
 from higgsc.train.checkpoints.checkpoint import write_tensors
-from higgsc.train.model.adapter import PICKLED_FILE, WEIGHTS_FILE, open_adapter, tensor_shapes
+from higgsc.train.model.adapter import HALVES, PICKLED_FILE, PREFIX, WEIGHTS_FILE, open_adapter, tensor_shapes
 from higgsc.train.model.adapter_config import CONFIG_FILE, config_problems, read_config
 
 RECORD_FILE: Final = "conversion.json"
@@ -158,9 +158,9 @@ def _ranks(tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Path)
     """
     found = {}
     for name, tensor in tensors.items():
-        if not name.endswith(LORA_A):
+        if not name.endswith(HALVES[0]):
             continue
-        module = name.removeprefix(PREFIX).removesuffix(LORA_A)
+        module = name.removeprefix(PREFIX).removesuffix(HALVES[0])
         rank = value_of(config.get("rank_pattern") or {}, module, config["r"])
         if tensor.dim() != 2 or tensor.shape[0] != rank:
             raise StepError(

@@ -28,9 +28,8 @@ import torch
 from safetensors import safe_open
 
 from higgsc.contract.outcome import StepError
-from higgsc.deploy.inspect.names import PREFIX
 from higgsc.deploy.inspect.tensors import blocks
-from higgsc.train.model.adapter import PROJECTOR, Adapter, LoraLayer, read_tensors, tensor_shapes
+from higgsc.train.model.adapter import PREFIX, PROJECTOR, Adapter, LoraLayer, read_tensors, tensor_shapes
 
 GROUPS: Final = {
     "attention": ".self_attn.",

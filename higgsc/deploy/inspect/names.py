@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-PREFIX: Final = "base_model.model."
-"""Before the path of every module: PEFT's model, and what it wraps."""
-LORA_A: Final = ".lora_A.weight"
+from higgsc.train.model.adapter import HALVES, MAGNITUDE, PREFIX
 
-_ENDS: Final = (LORA_A, ".lora_B.weight", ".lora_magnitude_vector", ".weight")
+_ENDS: Final = (*HALVES, MAGNITUDE, ".weight")
 _WRAPPED: Final = "module."
 """DistributedDataParallel's own level; trainers that save the wrapped model keep it."""
 _IN_MODEL: Final = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector|modules_to_save)(?:\.([^.]+))?")

@@ -1,4 +1,4 @@
-"""Checkpoints are written beside the training: the steps wait for a copy in memory, never for a disk.
+"""Checkpoints of an adapter are written beside the training: the steps wait for a copy in memory, never for a disk.
 
 What is to be saved is copied into buffers of the first process (`HostCopy`). A thread writes, hashes, flushes and
 renames, one checkpoint at a time (`BackgroundWriter`). An error there ends the training at the next vote of the

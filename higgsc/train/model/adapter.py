@@ -34,9 +34,10 @@ PROJECTOR_FILE = "whisper.safetensors"
 PROJECTOR = "base_model.model.model.whisper.weight"
 """The tensor in it."""
 
-_PREFIX = "base_model.model."
-_HALVES = (".lora_A.weight", ".lora_B.weight")
-_MAGNITUDE = ".lora_magnitude_vector"
+PREFIX = "base_model.model."
+"""Before the path of every module: PEFT's model, and what it wraps."""
+HALVES = (".lora_A.weight", ".lora_B.weight")
+MAGNITUDE = ".lora_magnitude_vector"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +129,17 @@ def read_adapter(folder: Path) -> tuple[Adapter | None, list[StepError]]:
     full: dict[str, str] = {}
     done: set[str] = set()
     for key in shapes:
-        stem = next((key.removesuffix(end) for end in (*_HALVES, _MAGNITUDE) if key.endswith(end)), None)
-        if key.startswith(_PREFIX) and stem is not None:
+        stem = next((key.removesuffix(end) for end in (*HALVES, MAGNITUDE) if key.endswith(end)), None)
+        if key.startswith(PREFIX) and stem is not None:
             if stem not in done:
                 done.add(stem)
-                module = stem.removeprefix(_PREFIX)
+                module = stem.removeprefix(PREFIX)
                 try:
                     layers[f"{module}.weight"] = _layer(module, stem, shapes, config, path)
                 except StepError as problem:
                     problems.append(problem)
         elif _trained_whole(key, config):
-            full[key.removeprefix(_PREFIX)] = key
+            full[key.removeprefix(PREFIX)] = key
         else:
             problems.append(
                 StepError(
@@ -167,7 +168,7 @@ def read_adapter(folder: Path) -> tuple[Adapter | None, list[StepError]]:
 def _layer(
     module: str, prefix: str, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], path: Path
 ) -> LoraLayer:
-    keys = [f"{prefix}{end}" for end in _HALVES]
+    keys = [f"{prefix}{end}" for end in HALVES]
     for key in keys:
         if key not in shapes:
             raise StepError(f"tensor {key!r} is missing, while its other half is there", path=path)
@@ -183,7 +184,7 @@ def _layer(
                 path=path,
             )
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    magnitude = f"{prefix}{_MAGNITUDE}"
+    magnitude = f"{prefix}{MAGNITUDE}"
     if (magnitude in shapes) != bool(config.get("use_dora")):
         there = "is there" if magnitude in shapes else "is missing"
         raise StepError(f"tensor {magnitude!r} {there}, but `use_dora` is {bool(config.get('use_dora'))}", path=path)
@@ -232,7 +233,7 @@ def _listener(folder: Path, config: Mapping[str, Any]) -> Listener | None:
 def _trained_whole(key: str, config: Mapping[str, Any]) -> bool:
     """Whether a tensor is the weight of a module in `modules_to_save`, which are suffixes of paths."""
     modules = tuple(config.get("modules_to_save") or ())
-    return key.startswith(_PREFIX) and key.endswith(tuple(f"{module}.weight" for module in modules))
+    return key.startswith(PREFIX) and key.endswith(tuple(f"{module}.weight" for module in modules))
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
