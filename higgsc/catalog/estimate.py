@@ -16,7 +16,7 @@ from higgsc.catalog.gpus import Gpu
 from higgsc.catalog.memory import memory
 from higgsc.catalog.memory_parts import Memory
 from higgsc.catalog.quantized import Quantize
-from higgsc.catalog.setup import Sample, Setup
+from higgsc.catalog.setup import Checkpointing, Sample, Setup
 
 RESERVE = 0.1
 """Share of the GPU's memory that is kept free, an allowance and not a measurement: for the CUDA context, NCCL's
@@ -88,6 +88,8 @@ class Estimate:
     """Of those in a micro-batch."""
     by_tokens: bool
     """Whether batches are counted in tokens."""
+    checkpointing: Checkpointing
+    """What a layer keeps."""
     gpu: Gpu | None
     fits: bool | None
     """Whether the memory, with `RESERVE` on top, is there."""
@@ -105,6 +107,8 @@ class Estimate:
     def row(self) -> str:
         """What the memory is counted for, in words."""
         tokens = f"{self.samples * self.longest.tokens:,} tokens"
+        if self.checkpointing != "none":
+            tokens += f", with {self.checkpointing} activation checkpointing"
         return f"a row of {tokens}" if self.by_tokens else f"{self.samples} of the longest samples allowed, {tokens}"
 
 
@@ -219,6 +223,7 @@ def estimate(
         longest=longest,
         samples=samples,
         by_tokens=tokens is not None,
+        checkpointing=setup.activation_checkpointing,
         gpu=gpu,
         fits=None if gpu is None else fits(setup, longest, samples, gpu),
         largest=largest,

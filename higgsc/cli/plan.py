@@ -144,6 +144,7 @@ def _document(made: Compiled, found: Estimate, traced: dict[str, Any] | None) ->
         "trainable_parameters": ir.integer("training.trainable_parameters"),
         "parameters": ir.shape.parameter_count(),
         "accumulation": ir.integer("training.accumulation"),
+        "activation_checkpointing": found.checkpointing,
         "memory": {
             "bytes": found.memory.parts,
             "total_bytes": found.memory.total,

@@ -200,8 +200,9 @@ CODES: dict[str, Code] = {
         "the training does not fit into the GPU's memory",
         "The memory is computed from the shapes: weights, adapter, optimizer, activations, logits (`higgsc plan`\n"
         "lists them, `higgsc plan --verify` traces the trainer to check them). It is counted for a micro-batch of the\n"
-        "longest samples that `data.limits.max_seconds` lets in, because one such batch ends the run. A tenth of the\n"
-        "GPU stays free for what is not computed. Without a GPU type in `hardware` nothing is checked.",
+        "longest samples that `data.limits.max_seconds` lets in, because one such batch ends the run. Where the\n"
+        "spec does not say what layers keep (`training.activation_checkpointing`), they already keep the least. A\n"
+        "tenth of the GPU stays free for what is not computed. Without a GPU type in `hardware` nothing is checked.",
     ),
     "HC340": Code(
         "two environments for the steps",

@@ -1,7 +1,7 @@
 """A checkpoint's files written again, some rows at a time.
 
-As many threads as torch has work on blocks of rows, each alone. Another one waits for the disk: a file is flushed while
-the next ones are written.
+As many threads as torch has work on blocks of rows, each alone. Another one waits for the disk, which takes a file
+while it is being written.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ from higgsc.deploy.weights import TensorInfo, Weights
 from higgsc.deploy.workers import workers
 from higgsc.train.checkpoints.tensor_file import header_of
 
-COPY_BYTES = 2**24
+COPY_BYTES = 2**22
 """Bytes of what stays that are copied at a time."""
+
+SYNC_BYTES = 2**26
+"""Bytes of a file after which the disk is asked to take what has been written: at the end, little is left to wait for."""
 
 _IN_LINE = 8
 """Blocks in line for each thread: none waits, and what makes the rows of a tensor is not in memory for long."""
@@ -113,8 +116,9 @@ class Rewriter:
                 parts += self._copy(pair, info.start, at, size)
             else:
                 for first, end in info.blocks():
-                    place = at + first * info.row_values * dtype.itemsize
-                    parts.append(self._submit(partial(self._block, pair, info, made, first, end, place)))
+                    begin, stop = (at + row * info.row_values * dtype.itemsize for row in (first, end))
+                    work = partial(self._block, pair, info, made, first, end, begin)
+                    parts += self._submit(pair, work, stop - begin)
             at += size
         self._flush(pair, parts, flushed)
 
@@ -128,8 +132,11 @@ class Rewriter:
         return self._pairs[-1]
 
     def _copy(self, pair: _Pair, start: int, at: int, size: int) -> list[Future[None]]:
-        places = ((done, min(COPY_BYTES, size - done)) for done in range(0, size, COPY_BYTES))
-        return [self._submit(partial(pair.copy, start + done, at + done, part)) for done, part in places]
+        parts = []
+        for done in range(0, size, COPY_BYTES):
+            part = min(COPY_BYTES, size - done)
+            parts += self._submit(pair, partial(pair.copy, start + done, at + done, part), part)
+        return parts
 
     def _block(self, pair: _Pair, info: TensorInfo, made: Rows | None, first: int, end: int, place: int) -> None:
         rows = self._weights.read(info, first, end)
@@ -137,17 +144,29 @@ class Rewriter:
         assert result.shape == rows.shape, f"{info.name}: {tuple(result.shape)} for {tuple(rows.shape)}"
         pair.write(bytes_of(result), place)
 
-    def _submit(self, work: Callable[[], None]) -> Future[None]:
+    def _submit(self, pair: _Pair, work: Callable[[], None], size: int) -> list[Future[None]]:
+        """Have some bytes of a file written, and from time to time those before them taken by the disk."""
         while len(self._line) >= self._in_line:
             self._line.popleft().result()
-        self._line.append(self._pool.submit(work))
-        return self._line[-1]
+        part = self._pool.submit(work)
+        self._line.append(part)
+        pair.unsynced += size
+        if pair.unsynced < SYNC_BYTES:
+            return [part]
+
+        def sync() -> None:
+            part.result()
+            pair.sync()
+
+        pair.unsynced = 0
+        return [part, self._disk.submit(sync)]
 
     def _flush(self, pair: _Pair, parts: list[Future[None]], flushed: Callable[[], None]) -> None:
         def flush() -> None:
             for part in parts:
                 part.result()
-            pair.flush()
+            pair.sync()
+            pair.close()
             flushed()
 
         self._flushes.append(self._disk.submit(flush))
@@ -160,6 +179,8 @@ class _Pair:
         self._path = source
         self._source = source.open("rb", buffering=0)
         self._target = target.open("wb", buffering=0)
+        self.unsynced = 0
+        """Bytes handed over since the last `sync`."""
 
     def write(self, data: memoryview, at: int) -> None:
         write_at(self._target.fileno(), data, at)
@@ -180,9 +201,9 @@ class _Pair:
                 raise StepError("the file ends in the middle of a tensor", path=self._path)
             start, at = start + copied, at + copied
 
-    def flush(self) -> None:
+    def sync(self) -> None:
+        """Wait until what has been written is on disk."""
         os.fsync(self._target.fileno())
-        self.close()
 
     def close(self) -> None:
         self._source.close()

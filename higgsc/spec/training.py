@@ -107,8 +107,9 @@ class Training(SpecModel):
     """Gradients are scaled down to this L2 norm."""
     curriculum: Curriculum | None = None
     """Short samples first; all lengths from the start if not given."""
-    activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """What a layer keeps for the backward pass: everything, what is dear to compute, or its input alone.
+    activation_checkpointing: Literal["none", "selective", "full"] | None = None
+    """What a layer keeps for the backward pass: everything, what is dear to compute, or its input alone. If not given,
+    the most that the GPU has the memory for; everything, where `hardware` names no GPU.
 
     What is not kept is computed again. `selective` costs little time; `full` costs a second forward pass, and leaves
     the memory of one layer. The gradients are the same to the bit."""

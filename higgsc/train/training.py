@@ -21,7 +21,7 @@ from higgsc.train.checkpoints.progress import Progress, read_progress, restore, 
 from higgsc.train.checkpoints.resume import versions
 from higgsc.train.checkpoints.saving import AdapterSaver, Saver
 from higgsc.train.checkpoints.whole import WholeSaver
-from higgsc.train.decoder.attention import kernel
+from higgsc.train.decoder.attention import announce as announce_attention
 from higgsc.train.faults.guard import FiniteGuard, NotFiniteError, record_skipped
 from higgsc.train.faults.rehearsal import REHEARSES, rehearse
 from higgsc.train.faults.rollback import Rollbacks
@@ -109,9 +109,7 @@ class Training:
             if job.quantize is not None:
                 quantize_base(base, job.quantize)
                 announce(job.quantize, mesh.device)
-        alone, shared = (kernel(mesh.device, compute, shared=shared) for shared in (False, True))
-        other = f"; {shared} in rows that share a reference" if plan.shared is not None and shared != alone else ""
-        logger.info("attention on %s: %s%s", mesh.device.type, alone, other)
+        announce_attention(mesh.device, compute, shared=plan.shared is not None)
         self._module = LossModule(self._model, Comparison(job.loss.contrastive, mesh)).train()
         mesh.divide(self._module)
         run_layers(self._module.causal.model, job)

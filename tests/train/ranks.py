@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from higgsc.contract.jobs import TrainJob
@@ -45,12 +46,23 @@ def train(project: Project, processes: int, *jobs: TrainJob) -> subprocess.Compl
     """Carry out train jobs one after the other, each on the same ranks in a process group of its own."""
     driver = project.root / "driver.py"
     driver.write_text(TRAIN)
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in jobs]
-        paths = [project.root / f"{taken.getsockname()[1]}.json" for taken in sockets]
+    paths = [project.root / f"{port}.json" for port in _ports(len(jobs))]
     for path, job in zip(paths, jobs, strict=True):
         path.write_text(job.model_dump_json())
     return torchrun(processes, driver, *map(str, paths))
+
+
+def _ports(count: int) -> list[int]:
+    """Free ports that nobody is given who asks the system for any: the last is needed minutes from now."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    with ExitStack() as stack:
+        found: list[int] = []
+        while len(found) < count:
+            port = random.SystemRandom().randrange(10_000, lowest)
+            with suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                found.append(port)
+    return found
 
 
 def errors(finished: subprocess.CompletedProcess[str]) -> str:

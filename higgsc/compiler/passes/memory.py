@@ -17,6 +17,9 @@ from higgsc.compiler.ir import Ir
 from higgsc.compiler.passes.mesh import tensor_sizes, undivided
 from higgsc.compiler.passes.whisper import whisper_width
 
+MODES: tuple[Checkpointing, ...] = ("none", "selective", "full")
+"""Of activation checkpointing, the fastest first."""
+
 
 def memory(ir: Ir, sink: Sink) -> Ir:
     """Refuse micro-batches that, at the longest samples allowed, need more memory than the named GPU has.
@@ -25,6 +28,7 @@ def memory(ir: Ir, sink: Sink) -> Ir:
     """
     if "training.accumulation" not in ir.derived:
         return ir  # the mesh is wrong, and has been reported
+    ir = _kept(ir)
     found = estimate_of(ir)
     if found.gpu is None or found.fits:
         return ir
@@ -45,6 +49,28 @@ def memory(ir: Ir, sink: Sink) -> Ir:
     return ir
 
 
+def _kept(ir: Ir) -> Ir:
+    """Derive `training.activation_checkpointing` where the spec leaves it open: the least that makes the rest fit."""
+    if ir.spec.training.activation_checkpointing is not None:
+        return ir
+    found, gpu = estimate_of(ir), gpu_of(ir)
+    inputs: tuple[str, ...] = (f"training.micro_batch.{batch_of(ir).unit}", "hardware")
+    if gpu is None:
+        mode, why = MODES[0], f"no memory to compare with: {found.unknown}"
+    else:
+        fitting = (mode for mode in MODES if _fits_keeping(setup_of(ir), mode, found))
+        mode = next(fitting, MODES[-1])
+        why = f"the first of {', '.join(MODES)} with which the {gpu.name} has the memory for {found.row}"
+    return ir.derive("training.activation_checkpointing", mode, why, by="memory", inputs=inputs)
+
+
+def checkpointing_of(ir: Ir) -> Checkpointing:
+    """What a layer keeps; before it has been derived, the least."""
+    derived = ir.derived.get("training.activation_checkpointing")
+    mode = ir.spec.training.activation_checkpointing if derived is None else derived.value
+    return next((known for known in MODES if known == mode), MODES[-1])
+
+
 def setup_of(ir: Ir, accumulation: int | None = None) -> Setup:
     """What the costs depend on, from a state whose mesh is sound.
 
@@ -58,7 +84,7 @@ def setup_of(ir: Ir, accumulation: int | None = None) -> Setup:
         replicate=ir.integer("parallelism.replicate"),
         shard=ir.spec.parallelism.shard,
         accumulation=ir.integer("training.accumulation") if accumulation is None else accumulation,
-        activation_checkpointing=ir.spec.training.activation_checkpointing,
+        activation_checkpointing=checkpointing_of(ir),
         tensor=ir.spec.parallelism.tensor,
         sequence=ir.spec.parallelism.sequence,
         whisper=whisper_width(ir),
@@ -99,8 +125,7 @@ def estimate_of(ir: Ir, seconds: float | None = None) -> Estimate:
 
 def _less(setup: Setup) -> tuple[Checkpointing, ...]:
     """What keeps less than now, the cheapest first."""
-    modes: tuple[Checkpointing, ...] = ("none", "selective", "full")
-    return modes[modes.index(setup.activation_checkpointing) + 1 :]
+    return MODES[MODES.index(setup.activation_checkpointing) + 1 :]
 
 
 def _fits_keeping(setup: Setup, mode: Checkpointing, found: Estimate) -> bool:

@@ -11,6 +11,7 @@ from higgsc.compiler.adapter import adapter_of, as_peft
 from higgsc.compiler.batch import batch_of
 from higgsc.compiler.diagnostics import Sink
 from higgsc.compiler.ir import Ir
+from higgsc.compiler.passes.memory import checkpointing_of
 from higgsc.compiler.passes.whisper import projector_parameters
 from higgsc.compiler.plan import Resources, Step
 from higgsc.contract import jobs
@@ -115,7 +116,7 @@ def _train(ir: Ir) -> Step:
         if training.curriculum is None
         else jobs.LengthJob(**training.curriculum.model_dump(), max_seconds=spec.data.limits.max_seconds),
         tracking=jobs.TrackingJob(**spec.tracking.model_dump()),
-        activation_checkpointing=training.activation_checkpointing,
+        activation_checkpointing=checkpointing_of(ir),
         compile=training.compile,
     )
     return _step(

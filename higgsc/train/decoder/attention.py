@@ -3,7 +3,7 @@
 The cost grows with the sum of the segments' squared lengths, that of a mask over the row with the square of the sum.
 
     CPU                              one fused kernel a segment, and one more for its prefix
-    GPU, bf16, no shared prefixes    torch's `varlen_attn` (FlashAttention)
+    GPU, bf16, no shared prefixes    torch's `varlen_attn` (FlashAttention, see `flash.py`)
     GPU otherwise                    FlexAttention with a block mask
 
 The GPU's kernels were not run by the people who wrote this; what is handed to them is tested with stand-ins.
@@ -13,6 +13,7 @@ The GPU's kernels were not run by the people who wrote this; what is handed to t
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from inspect import signature
 from itertools import pairwise
@@ -24,7 +25,10 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.attention.varlen import varlen_attn
 
 from higgsc.train.decoder.block_mask import block_mask
+from higgsc.train.decoder.flash import newest_flash
 from higgsc.train.decoder.routes import Routes, Row
+
+logger = logging.getLogger(__name__)
 
 _ATEN = torch.ops.aten
 _CAUSAL = (-1, 0)
@@ -52,6 +56,23 @@ def kernel(device: torch.device, dtype: torch.dtype, *, shared: bool) -> str:
     if device.type == "cpu":
         return "segments"
     return "varlen" if dtype in (torch.bfloat16, torch.float16) and not shared else "flex"
+
+
+def announce(device: torch.device, dtype: torch.dtype, *, shared: bool) -> None:
+    """Log what will attend on a device; from then on it is the newest FlashAttention.
+
+    Args:
+        device: Where.
+        dtype: Number format of queries, keys and values.
+        shared: Whether there may be rows with shared prefixes.
+
+    Raises:
+        StepError: See `newest_flash`.
+    """
+    alone, other = (kernel(device, dtype, shared=shared) for shared in (False, True))
+    version = f" (FlashAttention {newest_flash(device)})" if alone == "varlen" else ""
+    there = f"; {other} in rows that share a reference" if shared and other != alone else ""
+    logger.info("attention on %s: %s%s%s", device.type, alone, version, there)
 
 
 def mask_of(routes: Routes, device: torch.device, dtype: torch.dtype) -> Any:
