@@ -10,6 +10,7 @@ from higgsc.catalog.higgs_audio_v2 import RELEASED
 from higgsc.compiler.adapter import matching
 from higgsc.compiler.compile import Compilation, compile_spec
 from higgsc.compiler.passes.lora_targets import PRESETS
+from higgsc.compiler.passes.memory import estimate_of
 from higgsc.compiler.plan import Plan
 from higgsc.contract import jobs
 from higgsc.contract.jobs import TrainJob
@@ -136,6 +137,32 @@ def test_what_is_evaluated_is_what_was_merged(tmp_path: Path) -> None:
     assert plan.step("evaluate").needs == ("merge",)
     assert (evaluate.merged, evaluate.trained.checkpoints) == (merge.merged, merge.checkpoints)
     assert (evaluate.trained.select, evaluate.trained.best) == (merge.select, merge.best)
+
+
+@pytest.mark.parametrize(
+    "hardware, samples, mode, why",
+    [
+        ("8xH100", 4, "none", "needs 34.3 GB with none"),
+        ("8xH100", 16, "full", "of the H100's 80, of which 10% stays free"),
+        ("2x8", 16, "none", "no memory to compare with: `hardware: 2x8` names no GPU"),
+    ],
+)
+def test_layers_keep_what_there_is_memory_for(hardware: str, samples: int, mode: str, why: str, tmp_path: Path) -> None:
+    text = f"hardware: {hardware}\ntraining: {{micro_batch: {{samples: {samples}}}, global_batch: {{samples: 512}}}}\n"
+    (made,) = compile_text(tmp_path, text).compiled
+    derived = made.ir.derived["training.activation_checkpointing"]
+    assert derived.value == mode
+    assert why in derived.formula
+    job = made.plan.step("train").job
+    assert isinstance(job, jobs.TrainJob)
+    assert job.activation_checkpointing == mode
+    assert ("full activation checkpointing" in estimate_of(made.ir).row) == (mode == "full")
+
+
+def test_what_layers_keep_may_be_said(tmp_path: Path) -> None:
+    text = "hardware: 8xH100\ntraining: {micro_batch: {samples: 16}, activation_checkpointing: none}\n"
+    (found,) = (d for d in compile_text(tmp_path, text).diagnostics if d.code == "HC331")
+    assert "`training: {activation_checkpointing: full}`" in found.help
 
 
 def test_a_tensor_group_is_the_way_out_where_nothing_else_fits(tmp_path: Path) -> None:

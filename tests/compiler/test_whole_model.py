@@ -61,7 +61,12 @@ def test_sixteen_bytes_a_parameter_are_divided_by_the_shards() -> None:
             "`parallelism: {shard: 2}` on",
         ),
         (
-            ["hardware=2x8xH100", "training.micro_batch.samples=16", "training.global_batch.samples=512"],
+            [
+                "hardware=2x8xH100",
+                "training.micro_batch.samples=16",
+                "training.global_batch.samples=512",
+                "training.activation_checkpointing=none",
+            ],
             "`micro_batch: {samples: 8}` fits, and so does `training: {activation_checkpointing: selective}`",
         ),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -79,6 +80,28 @@ def test_any_number_of_threads_gives_the_same_bytes(
     changed = json.loads((tmp_path / "one" / "merge.json").read_text())["tensors"]
     assert kept == set(index.values()) - {index[name] for name in changed}
     assert 0 < len(kept) < len(set(index.values()))
+
+
+def test_a_disk_that_fails_while_a_file_is_written(
+    base: Path, make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells of a lost page once: the flush at the end of the file would find nothing."""
+    adapter, failures, fsync = make_adapter(), [OSError(errno.EIO, "Input/output error")], os.fsync
+
+    def once(descriptor: int) -> None:
+        if failures:
+            raise failures.pop()
+        fsync(descriptor)
+
+    monkeypatch.setattr(rewrite, "SYNC_BYTES", 10_000)
+    monkeypatch.setattr(os, "fsync", once)
+    with pytest.raises(OSError, match="Input/output error"):
+        merge_adapter(base, adapter, tmp_path / "merged", dtype="bf16")
+    assert not (tmp_path / "merged").exists()
+    merge_adapter(base, adapter, tmp_path / "merged", dtype="bf16")
+    merge_adapter(base, adapter, tmp_path / "calm", dtype="bf16")
+    for path in (tmp_path / "calm").glob("*.safetensors"):
+        assert (tmp_path / "merged" / path.name).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.slow

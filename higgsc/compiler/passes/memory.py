@@ -8,6 +8,7 @@ from math import ceil
 
 from higgsc.catalog.estimate import RESERVE, TYPICAL_SECONDS, Estimate, estimate, fits, with_shards, with_tensor
 from higgsc.catalog.gpus import Gpu, find_gpu
+from higgsc.catalog.memory import memory as memory_of
 from higgsc.catalog.quantized import Quantize
 from higgsc.catalog.setup import Checkpointing, Sample, Setup
 from higgsc.compiler.adapter import adapter_of
@@ -35,14 +36,16 @@ def memory(ir: Ir, sink: Sink) -> Ir:
     need, have = found.memory.total / 1e9, found.gpu.memory_bytes / 1e9
     seconds, batch = ir.spec.data.limits.max_seconds, batch_of(ir)
     tokens = found.samples * found.longest.tokens
-    note = f"counted with clips of {seconds:g} s, the longest that `data.limits.max_seconds` lets in"
+    notes = [] if found.by_tokens else [f"clips of {seconds:g} s, the longest that `data.limits.max_seconds` lets in"]
+    if ir.spec.training.activation_checkpointing is None:
+        notes.append(f"{found.checkpointing} activation checkpointing, which keeps the least")
     sink.add(
         Diagnostic(
             "HC331",
             f"a micro-batch of {batch.micro:,} {batch.unit} needs {need:.0f} of the {found.gpu.name}'s {have:.0f} GB",
             ir.label(f"training.micro_batch.{batch.unit}", f"up to {tokens:,} tokens at a time"),
             secondary=(Label(ir.label("hardware").span, f"{have:.0f} GB each, of which {RESERVE:.0%} stays free"),),
-            notes=() if found.by_tokens else (note,),
+            notes=(f"counted with {', and with '.join(notes)}",) if notes else (),
             help=_way_out(ir, found),
         )
     )
@@ -58,9 +61,11 @@ def _kept(ir: Ir) -> Ir:
     if gpu is None:
         mode, why = MODES[0], f"no memory to compare with: {found.unknown}"
     else:
-        fitting = (mode for mode in MODES if _fits_keeping(setup_of(ir), mode, found))
-        mode = next(fitting, MODES[-1])
-        why = f"the first of {', '.join(MODES)} with which the {gpu.name} has the memory for {found.row}"
+        setup = setup_of(ir)
+        mode = next((mode for mode in MODES if _fits_keeping(setup, mode, found)), MODES[-1])
+        needs = (memory_of(replace(setup, activation_checkpointing=m), found.longest, found.samples) for m in MODES)
+        said = ", ".join(f"{need.total / 1e9:.1f} GB with {m}" for need, m in zip(needs, MODES, strict=True))
+        why = f"needs {said}, of the {gpu.name}'s {gpu.memory_bytes / 1e9:.0f}, of which {RESERVE:.0%} stays free"
     return ir.derive("training.activation_checkpointing", mode, why, by="memory", inputs=inputs)
 
 

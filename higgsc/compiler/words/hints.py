@@ -133,7 +133,7 @@ def _as_mapping(node: Node, path: NodePath) -> Hint:
     if last == "curriculum":
         return Hint("write `{start_seconds: 5, steps: 1000}`")
     if path[:2] == ("loss", "schedule") and len(path) == 4:
-        step, *rest = [entry.span.text for entry in value] if isinstance(value, tuple) else ["0"]
+        step, *rest = [entry.span.text for entry in value] if isinstance(value, tuple) and value else ["0"]
         factors = f"factors: [{', '.join(rest)}]" if path[2] == "codebooks" else f"factor: {(*rest, '1')[0]}"
         return Hint(f"write `{{step: {step}, {factors}}}`")
     if last == "parallelism" and isinstance(value, str | int):
