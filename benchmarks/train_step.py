@@ -1,12 +1,13 @@
 """Training speed, beside transformers' `Trainer` with PEFT on the same samples, adapter, precision and loss.
 
     python benchmarks/train_step.py [--shape small|3B] [--device cpu|cuda] [--rounds 2] [--steps 2] [--parity 100]
-                                    [--quantize fp8] [--quantize nf4]
+                                    [--compile] [--quantize fp8] [--quantize nf4]
 
 All ways of training run in this process, one after the other, round after round, over the same samples; each trains
 its first batch twice, of which the first time is warm-up and not counted. Tokens are real ones: padding counts for
 nothing, and a reference that eight samples share counts eight times, for all ways alike. `documents` and `stock` are
-described in `training/stock.py`. Writes `benchmarks/results/train_step.json`.
+described in `training/stock.py`; `--compile` adds `stock` and this trainer with `torch.compile`, which train every
+batch twice. Writes `benchmarks/results/train_step.json`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +30,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from training import ours, stock
 from training.clock import CLOCKS, WORDS, choose
+from training.parity import parity, rounded_parity
 from training.rate import matmul_rate
 from training.rows import StoredRows
+from training.run import job_of
 from training.samples import SHAPES, Shape, samples
 from training.written import about, add_results, write
 
 from higgsc.catalog.adapter import AdapterShape
 from higgsc.catalog.arithmetic import flops_per_token
 from higgsc.catalog.setup import Setup
+from higgsc.contract.jobs import BatchJob
 from higgsc.train.decoder.quantized import Scheme
+from higgsc.train.model.layers import expect_compiler, run_layers
 from higgsc.train.model.quantize import check_device, quantize_base
 from higgsc.train.rows.row import pack
 from higgsc.train.rows.sequence import AudioTokens, Sequence, build_sequence
 
 LEARNING_RATE = 2e-4
 DOCUMENTS_BATCH, BATCH = 4, 8
+COMPILED, STOCK_COMPILED = "higgsc, compiled", "stock, compiled"
 
 Batches = list[list[Sequence]]
 Result = tuple[list[float], list[float]]
@@ -59,29 +66,35 @@ def main() -> None:
     shape, device = SHAPES[arguments.shape], torch.device(arguments.device)
     for scheme in arguments.quantize:
         check_device(scheme, device)
-    ways = _ways(shape, device, arguments.steps, ablation=not arguments.no_ablation, quantize=arguments.quantize)
+    if arguments.compile:
+        expect_compiler(device)
+    ways = _ways(shape, device, arguments)
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     rates, losses = [], {}
     for _ in range(arguments.rounds):
         for name, (batches, train) in ways.items():
-            seconds, losses[name] = train([batches[0], *batches])
-            speeds[name].append(_tokens(batches) / sum(seconds[1:]))
+            warm = batches if name in (COMPILED, STOCK_COMPILED) else batches[:1]
+            seconds, losses[name] = train([*warm, *batches])
+            speeds[name].append(_tokens(batches) / sum(seconds[len(warm) :]))
             rates.append(matmul_rate(device, shape))
             print(f"{name:40} {speeds[name][-1]:8.0f} tokens/s   {rates[-1] / 1e9:6.0f} GFLOP/s", file=sys.stderr)
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     rate = statistics.median(rates)
-    done, whole = (medians["higgsc"] * flops / rate for flops in _flops(shape, ways["higgsc"][0]))
-    parity = _parity(device, shape, arguments.parity) if arguments.parity else None
-    rounded = [_rounded_parity(device, shape, arguments.parity, s) for s in arguments.quantize if arguments.parity]
+    flops = _flops(shape, ways["higgsc"][0])
+    shares = {name: [medians[name] * of / rate for of in flops] for name in ("higgsc", COMPILED) if name in ways}
+    compiler = _compiler(shape, device) if arguments.compile else None
+    steps = arguments.parity
+    same = parity(device, shape, steps, compiler) if steps else None
+    rounded = [rounded_parity(device, shape, steps, scheme) for scheme in arguments.quantize if steps]
     figures = about(arguments, device) | {
         "shape": arguments.shape,
         "clock": arguments.clock,
         "tokens_per_second": speeds,
         "matmul_rate": rates,
-        "share_of_matmul_rate": done,
-        "share_of_matmul_rate_with_what_is_left_out": whole,
+        "share_of_matmul_rate": {name: share for name, (share, _) in shares.items()},
+        "share_of_matmul_rate_with_what_is_left_out": {name: share for name, (_, share) in shares.items()},
         "loss": losses,
-        "parity": parity,
+        "parity": same,
         "parity_of_quantised_bases": rounded,
         "peak_memory_of_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
@@ -104,19 +117,20 @@ def _table(figures: dict[str, Any], ways: Ways, medians: dict[str, float]) -> It
         yield f"{name:40} {median:9.0f} {min(values):7.0f} {max(values):7.0f}{ratios}"
     yield ""
     rate = statistics.median(figures["matmul_rate"]) / 1e9
-    done, whole = figures["share_of_matmul_rate"], figures["share_of_matmul_rate_with_what_is_left_out"]
-    yield f"matmul rate {rate:.0f} GFLOP/s, of which higgsc reaches {done:.0%}"
-    yield f"({whole:.0%} with what it leaves out of the last layer, at tokens without a label)"
-    if (parity := figures["parity"]) is not None:
-        losses, difference = parity["losses"]["stock"], parity["largest_relative_difference"]
+    for name, done in figures["share_of_matmul_rate"].items():
+        whole = figures["share_of_matmul_rate_with_what_is_left_out"][name]
+        yield f"matmul rate {rate:.0f} GFLOP/s, of which {name} reaches {done:.0%}"
+        yield f"({whole:.0%} with what it leaves out of the last layer, at tokens without a label)"
+    for name, difference in (figures["parity"] or {}).get("largest_relative_difference", {}).items():
+        losses = figures["parity"]["losses"]["stock"]
         yield (
-            f"loss over {parity['steps']} steps in float32, from {losses[0]:.1f} to {losses[-1]:.1f}; "
-            f"stock and higgsc: largest relative difference {difference:.1e}"
+            f"loss over {len(losses)} steps in float32, from {losses[0]:.1f} to {losses[-1]:.1f}; "
+            f"stock and {name}: largest relative difference {difference:.1e}"
         )
-    for parity in figures["parity_of_quantised_bases"]:
+    for rounded in figures["parity_of_quantised_bases"]:
         yield (
-            f"loss over {parity['steps']} steps on a base in {parity['scheme']} and on the base as it is: "
-            f"largest relative difference {parity['largest_relative_difference']:.1e}"
+            f"loss over {rounded['steps']} steps on a base in {rounded['scheme']} and on the base as it is: "
+            f"largest relative difference {rounded['largest_relative_difference']:.1e}"
         )
     yield f"documents ratio: {medians['higgsc'] / medians['documents']:.2f}"
     name = "higgsc, shared reference"
@@ -124,27 +138,29 @@ def _table(figures: dict[str, Any], ways: Ways, medians: dict[str, float]) -> It
     yield f"best stock ratio: {medians['higgsc'] / medians['stock']:.2f}"
 
 
-def _ways(shape: Shape, device: torch.device, steps: int, *, ablation: bool, quantize: list[Scheme]) -> Ways:
+def _ways(shape: Shape, device: torch.device, arguments: argparse.Namespace) -> Ways:
+    steps, quantize = arguments.steps, arguments.quantize
     bf16 = device.type == "cuda"
     dtype = torch.bfloat16 if bf16 else torch.float32
 
     def fresh() -> Any:
         return stock.adapted(shape.model(device=device, dtype=dtype), shape.rank)
 
-    def peer(*, checkpointing: bool) -> Callable[[Batches], Result]:
+    def peer(*, checkpointing: bool, compiled: bool = False) -> Callable[[Batches], Result]:
         def train(batches: Batches) -> Result:
             with tempfile.TemporaryDirectory() as folder:
                 return stock.train(
-                    fresh(), batches, learning_rate=LEARNING_RATE, checkpointing=checkpointing, bf16=bf16, folder=folder
-                )
+                    fresh(), batches, learning_rate=LEARNING_RATE, checkpointing=checkpointing, bf16=bf16,
+                    compiled=compiled, folder=folder,
+                )  # fmt: skip
 
         return train
 
     def on_rounded(scheme: Scheme, make_row: ours.MakeRow) -> Callable[[Batches], Result]:
         return lambda b: ours.train(_rounded(fresh(), scheme), b, make_row, learning_rate=LEARNING_RATE, bf16=bf16)
 
-    def own(make_row: ours.MakeRow = pack, without: frozenset[str] = frozenset()) -> Callable[[Batches], Result]:
-        return lambda b: ours.train(fresh(), b, make_row, learning_rate=LEARNING_RATE, bf16=bf16, without=without)
+    def own(make_row: ours.MakeRow = pack, **options: Any) -> Callable[[Batches], Result]:
+        return lambda b: ours.train(fresh(), b, make_row, learning_rate=LEARNING_RATE, bf16=bf16, **options)
 
     tokens = AudioTokens.of(shape.config())
     made = samples(shape, BATCH * steps)
@@ -161,16 +177,24 @@ def _ways(shape: Shape, device: torch.device, steps: int, *, ablation: bool, qua
         "stock": (grouped, peer(checkpointing=False)),
     }
     names = list(ours.ABLATION)
-    for count, name in enumerate(names if ablation else ()):
+    for count, name in enumerate(() if arguments.no_ablation else names):
         ways[f"packed, {names[count - 1]}" if count else "packed"] = (grouped, own(without=frozenset(names[count:])))
         del name
     ways |= {
         "higgsc": (grouped, own(rows)),
+        **({STOCK_COMPILED: (grouped, peer(checkpointing=False, compiled=True))} if arguments.compile else {}),
+        **({COMPILED: (grouped, own(rows, prepare=_compiler(shape, device)))} if arguments.compile else {}),
         **{f"higgsc, {scheme} base": (grouped, on_rounded(scheme, rows)) for scheme in quantize},
         "stock, shared reference": (_batches(sharing, BATCH), peer(checkpointing=False)),
         "higgsc, shared reference": (_batches(sharing, BATCH), own(shared_rows)),
     }
     return ways
+
+
+def _compiler(shape: Shape, device: torch.device) -> Callable[[Any], None]:
+    """Compiles a decoder's layers as the trainer does."""
+    batch = BatchJob(global_samples=BATCH, micro_samples=BATCH, accumulation=1)
+    return partial(run_layers, job=job_of(shape, device=device.type, batch=batch, steps=1, compiled=True))
 
 
 def _batches(sequences: list[Sequence], size: int) -> Batches:
@@ -206,47 +230,6 @@ def _rounded(model: Any, scheme: Scheme) -> Any:
     return model
 
 
-def _rounded_parity(device: torch.device, shape: Shape, steps: int, scheme: Scheme) -> dict[str, Any]:
-    """The same for higgsc on a quantised base and on the base as it is; on a GPU in bfloat16, as fp8 needs there."""
-    batches, losses = _learnable(shape, steps), []
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    for rounds in (False, True):
-        model = stock.adapted(shape.model(device=device, dtype=dtype), shape.rank)
-        losses.append(_trained_by_ours(_rounded(model, scheme) if rounds else model, batches))
-    differences = np.abs(np.array(losses[1]) / np.array(losses[0]) - 1)
-    return {"steps": steps, "scheme": scheme, "losses": losses, "largest_relative_difference": float(differences.max())}
-
-
-def _learnable(shape: Shape, steps: int) -> Batches:
-    tokens = AudioTokens.of(shape.config())
-    made = samples(shape, 2 * steps, median=1, learnable=True, seed=2)
-    return _batches([build_sequence(sample, tokens) for sample in made], 2)
-
-
-def _parity(device: torch.device, shape: Shape, steps: int) -> dict[str, Any]:
-    """The losses of stock and higgsc over that many steps in float32 on codes that can be learned.
-
-    Samples are short, two a step, and the learning rate is ten times as high, so that the loss comes a long way.
-    """
-    batches, losses = _learnable(shape, steps), {}
-    for name, train in (("stock", _trained_by_stock), ("higgsc", _trained_by_ours)):
-        model = stock.adapted(shape.model(device=device, dtype=torch.float32), shape.rank)
-        losses[name] = train(model, batches)
-    differences = np.abs(np.array(losses["stock"]) / np.array(losses["higgsc"]) - 1)
-    return {"steps": steps, "losses": losses, "largest_relative_difference": float(differences.max())}
-
-
-def _trained_by_stock(model: Any, batches: Batches) -> list[float]:
-    with tempfile.TemporaryDirectory() as folder:
-        options = {"learning_rate": 10 * LEARNING_RATE, "checkpointing": False, "bf16": False, "folder": folder}
-        return stock.train(model, batches, **options)[1]
-
-
-def _trained_by_ours(model: Any, batches: Batches) -> list[float]:
-    bf16 = next(model.parameters()).dtype == torch.bfloat16
-    return ours.train(model, batches, pack, learning_rate=10 * LEARNING_RATE, bf16=bf16)[1]
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--shape", choices=tuple(SHAPES), default="small")
@@ -255,6 +238,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2, help="of 8 samples")
     parser.add_argument("--parity", type=int, default=100, help="steps over which losses are compared, in float32")
     parser.add_argument("--quantize", choices=("fp8", "int8", "nf4"), action="append", default=[], help="higgsc too")
+    parser.add_argument("--compile", action="store_true", help="higgsc and stock with torch.compile too; takes minutes")
     parser.add_argument("--no-ablation", action="store_true", help="leave the techniques one by one out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a busy machine, with --threads 1")

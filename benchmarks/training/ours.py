@@ -38,6 +38,7 @@ def train(
     *,
     learning_rate: float,
     bf16: bool,
+    prepare: Callable[[Any], None] | None = None,
     without: frozenset[str] = frozenset(),
 ) -> tuple[list[float], list[float]]:
     """Train one optimizer step a batch; seconds and loss of each step.
@@ -48,10 +49,13 @@ def train(
         make_row: Packs them.
         learning_rate: Of AdamW.
         bf16: Whether to compute in bfloat16.
+        prepare: Called with the decoder before the training, to compile its layers.
         without: Techniques of `ABLATION` that are left out.
     """
     device = next(model.parameters()).device
     module = LossModule(model).train()
+    if prepare is not None:
+        prepare(module.causal.model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     job = OptimizerJob(
         learning_rate=learning_rate, warmup_steps=0, decay="constant", weight_decay=0, max_grad_norm=1,

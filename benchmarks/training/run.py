@@ -47,6 +47,7 @@ def job_of(
     steps: int,
     mesh: MeshJob = ALONE,
     checkpointing: Checkpointing = "none",
+    compiled: bool = False,
 ) -> TrainJob:
     """A job like those that the compiler writes, which trains on the store in the same folder.
 
@@ -88,6 +89,7 @@ def job_of(
         log_every_steps=steps,
         tracking=TrackingJob(to=()),
         activation_checkpointing=checkpointing,
+        compile=compiled,
     )
 
 

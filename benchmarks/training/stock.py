@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._functorch.config
 from peft import LoraConfig, get_peft_model
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler, SequentialSampler
@@ -107,6 +108,7 @@ def train(
     checkpointing: bool,
     bf16: bool,
     folder: str,
+    compiled: bool = False,
     ranks: int = 1,
     callbacks: Listing[TrainerCallback] = (),
 ) -> tuple[list[float], list[float]]:
@@ -129,6 +131,7 @@ def train(
             learning_rate=learning_rate,
             lr_scheduler_type="constant",
             gradient_checkpointing=checkpointing,
+            torch_compile=compiled,
             bf16=bf16,
             logging_strategy="steps",
             logging_steps=1,
@@ -146,7 +149,8 @@ def train(
     )
     # Otherwise it divides all nine sums of the loss by the number of text labels.
     trainer.model_accepts_loss_kwargs = False
-    with redirect_stdout(io.StringIO()):
+    # torch 2.13 dies when it writes what it compiled of these layers to its cache.
+    with redirect_stdout(io.StringIO()), torch._functorch.config.patch(enable_autograd_cache=False):
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     seconds = [b - a for a, b in zip(clock.starts, [*clock.starts[1:], clock.ends[-1]], strict=True)]

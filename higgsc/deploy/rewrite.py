@@ -30,7 +30,7 @@ COPY_BYTES = 2**22
 """Bytes of what stays that are copied at a time."""
 
 SYNC_BYTES = 2**26
-"""Bytes of a file after which the disk is asked to take what has been written: little is left to wait for at the end."""
+"""Bytes of a file after which the disk is asked to take what has been written: its end then has little to wait for."""
 
 _IN_LINE = 8
 """Blocks in line for each thread: none waits, and what makes the rows of a tensor is not in memory for long."""
