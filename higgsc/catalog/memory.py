@@ -54,20 +54,20 @@ def memory(setup: Setup, sample: Sample, samples: int) -> Memory:
     gathered, all_gather = _gathered(setup)
     layer = _saved_by_attention(setup, sample, samples) + _saved_by_rest(setup, sample, samples)
     if setup.activation_checkpointing == "none":
-        saved = _saved_by_layers(setup, sample, samples)
-        before = (setup.shape.layers - 1) * layer + _casts(setup) + _saved_by_projector(setup, sample, samples)
-        again = 0
+        kept, saved, again = layer, _saved_by_layers(setup, sample, samples), 0
     else:
-        saved = before = _saved_by_checkpoints(setup, sample, samples)
-        again = layer - _kept_by_layer(setup, sample, samples, sample)
+        kept, saved = (_saved_by_checkpoint(setup, sample, samples, after) for after in (sample, sample.labelled))
+        saved += (setup.shape.layers - 1) * kept + _casts(setup) + _saved_by_projector(setup, sample, samples)
+        again = layer - kept
+    before = (setup.shape.layers - 1) * kept + _casts(setup) + _saved_by_projector(setup, sample, samples)
     at_loss = saved + _saved_by_norm(setup, sample, samples)
     moments = []
-    for kept, working in (
+    for activations, working in (
         (before, _feed_forward_working(setup, sample, samples)),
         (before + again, _feed_forward_back(setup, sample, samples)),
     ):
         working += all_gather + _whole_matrix(setup)
-        moments.append(Memory(**state, gathered=gathered, activations=kept, working=working))
+        moments.append(Memory(**state, gathered=gathered, activations=activations, working=working))
     moments += [
         Memory(**state, gathered=gathered - all_gather, activations=at_loss, working=working)
         for working in (_loss_working(setup, sample, samples), _head_working(setup, sample, samples))
@@ -225,16 +225,13 @@ def _casts(setup: Setup) -> int:
     return saved
 
 
-def _saved_by_checkpoints(setup: Setup, sample: Sample, samples: int) -> int:
-    """Bytes that layers keep with activation checkpointing: their input, `sh` a token, and `_kept_by_layer`."""
-    tokens, layers = samples * sample.tokens, setup.shape.layers
-    inputs = setup.base_itemsize * setup.shape.hidden_size * tokens // setup.stretches
-    kept = (layers - 1) * _kept_by_layer(setup, sample, samples, sample)
-    kept += _kept_by_layer(setup, sample, samples, sample.labelled)
-    return layers * inputs + kept + _casts(setup) + _saved_by_projector(setup, sample, samples)
+def _saved_by_checkpoint(setup: Setup, sample: Sample, samples: int, after: Sample) -> int:
+    """Bytes that a checkpointed layer keeps: its input, `sh` a token, and `_dear`."""
+    inputs = setup.base_itemsize * setup.shape.hidden_size * samples * sample.tokens // setup.stretches
+    return inputs + _dear(setup, sample, samples, after)
 
 
-def _kept_by_layer(setup: Setup, sample: Sample, samples: int, after: Sample) -> int:
+def _dear(setup: Setup, sample: Sample, samples: int, after: Sample) -> int:
     """Bytes that a layer keeps beside its input if it is checkpointed selectively.
 
     The products with the base's weights, `s x out` a token (twice with DoRA and dropout, which PEFT multiplies apart),

@@ -171,7 +171,7 @@ def test_a_tensor_group_is_the_way_out_where_nothing_else_fits(tmp_path: Path) -
     text += "training: {micro_batch: {samples: 1}, activation_checkpointing: full}\nparallelism: {shard: 8}\n"
     (found,) = (d for d in compile_text(tmp_path, text).diagnostics if d.code == "HC331")
     mesh = "parallelism: {shard: 2, tensor: 4, sequence: true}"
-    assert found.help == f"`{mesh}` fits, and so do clips of up to `max_seconds: 292`"
+    assert found.help == f"`{mesh}` fits, and so do clips of up to `max_seconds: 303`"
     assert compile_text(tmp_path, text.replace("parallelism: {shard: 8}", mesh)).compiled
 
 
