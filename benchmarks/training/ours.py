@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from higgsc.contract.jobs import LossJob, OptimizerJob
 from higgsc.deploy.probe import hidden_states
 from higgsc.train.decoder import layer
+from higgsc.train.decoder.attention import announce
 from higgsc.train.decoder.routes import Row
 from higgsc.train.objective import loss as loss_module
 from higgsc.train.objective.loss import LossModule, LossSums, objective
@@ -53,6 +54,7 @@ def train(
         without: Techniques of `ABLATION` that are left out.
     """
     device = next(model.parameters()).device
+    announce(device, torch.bfloat16 if bf16 else torch.float32, shared=True)
     module = LossModule(model).train()
     if prepare is not None:
         prepare(module.causal.model)

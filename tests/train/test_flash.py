@@ -12,7 +12,6 @@ import torch
 from torch.nn.attention import current_flash_attention_impl, restore_flash_attention_impl
 
 from higgsc.contract.outcome import StepError
-from higgsc.train.decoder import flash
 from higgsc.train.decoder.attention import announce
 from higgsc.train.decoder.flash import PACKAGE, newest_flash
 
@@ -64,11 +63,18 @@ def test_a_package_without_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         newest_flash(CUDA)
 
 
-def test_a_torch_that_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_a_torch_that_cannot_is_said(
+    known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     package(tmp_path, WITH_KERNELS, monkeypatch)
-    monkeypatch.setattr(flash, "list_flash_attention_impls", lambda: ["FA4"])
-    with pytest.raises(StepError, match=f"torch {torch.__version__.replace('+', '.')} cannot use it"):
-        newest_flash(CUDA)
+    if known:
+        monkeypatch.setattr(torch.nn.attention, "list_flash_attention_impls", lambda: ["FA4"])
+    else:
+        monkeypatch.delattr(torch.nn.attention, "list_flash_attention_impls")
+    assert newest_flash(CUDA) == 2
+    assert caplog.messages == [f"FlashAttention 3 is installed, but torch {torch.__version__} cannot use it"]
+    assert active() is None
 
 
 def test_with_the_package_torch_uses_it(

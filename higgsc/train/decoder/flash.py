@@ -8,12 +8,15 @@ its own, which torch uses from the moment that it is told to.
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 
 import torch
-from torch.nn.attention import activate_flash_attention_impl, list_flash_attention_impls
+from torch.nn import attention
 
 from higgsc.contract.outcome import ExitCode, StepError
+
+logger = logging.getLogger(__name__)
 
 PACKAGE = "flash_attn_interface"
 """The module of the package flash-attn-3."""
@@ -28,14 +31,16 @@ def newest_flash(device: torch.device) -> int:
         Its version.
 
     Raises:
-        StepError: The package of version 3 is there, but does not work with this torch (66).
+        StepError: The package of version 3 is there, but its kernels cannot be loaded (66).
     """
     if torch.cuda.get_device_capability(device)[0] != _HOPPER or find_spec(PACKAGE) is None:
         return 2
+    known = getattr(attention, "list_flash_attention_impls", list)
+    if "FA3" not in known():
+        logger.warning("FlashAttention 3 is installed, but torch %s cannot use it", torch.__version__)
+        return 2
     try:
-        if "FA3" not in list_flash_attention_impls():
-            raise RuntimeError(f"torch {torch.__version__} cannot use it")
-        activate_flash_attention_impl("FA3")
+        attention.activate_flash_attention_impl("FA3")
     except (ImportError, OSError, RuntimeError) as error:
         raise StepError(
             f"FlashAttention 3 is installed, but does not work here: {error}",
