@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from training import ours, stock
 from training.clock import CLOCKS, WORDS, choose
-from training.parity import parity, rounded_parity
+from training.parity import COMPILED, parity, rounded_parity
 from training.rate import matmul_rate
 from training.rows import StoredRows
 from training.run import job_of
@@ -49,7 +49,7 @@ from higgsc.train.rows.sequence import AudioTokens, Sequence, build_sequence
 
 LEARNING_RATE = 2e-4
 DOCUMENTS_BATCH, BATCH = 4, 8
-COMPILED, STOCK_COMPILED = "higgsc, compiled", "stock, compiled"
+STOCK_COMPILED = "stock, compiled"
 
 Batches = list[list[Sequence]]
 Result = tuple[list[float], list[float]]

@@ -20,6 +20,7 @@ from training import ours, stock
 from training.samples import Shape, samples
 
 LEARNING_RATE = 2e-3
+COMPILED = "higgsc, compiled"
 
 
 def parity(device: torch.device, shape: Shape, steps: int, compile_layers: Callable[[Any], None] | None) -> Any:
@@ -31,7 +32,7 @@ def parity(device: torch.device, shape: Shape, steps: int, compile_layers: Calla
     batches = _learnable(shape, steps)
     losses = {"stock": _by_stock(model(), batches), "higgsc": _by_ours(model(), batches)}
     if compile_layers is not None:
-        losses["higgsc, compiled"] = _by_ours(model(), batches, compile_layers)
+        losses[COMPILED] = _by_ours(model(), batches, compile_layers)
     differences = {name: _difference(losses["stock"], of) for name, of in losses.items() if name != "stock"}
     return {"steps": steps, "losses": losses, "largest_relative_difference": differences}
 

@@ -21,6 +21,7 @@ from transformers import HiggsAudioV2ForConditionalGeneration  # noqa: E402
 
 from higgsc.contract.outcome import ExitCode, StepError  # noqa: E402
 from higgsc.deploy.merge.fold import MergeReport, merge_adapter  # noqa: E402
+from higgsc.train.model.adapter import open_adapter, read_tensors  # noqa: E402
 
 MakeAdapter = Callable[..., Path]
 
@@ -288,6 +289,18 @@ MISTAKES: dict[str, tuple[Callable[[Path, Path], None], int, tuple[str, ...]]] =
     "base's configuration gone": (remove(1, "config.json"), 66, ("config.json",)),
     "base gone": (lambda adapter, base: shutil.rmtree(base), 66, ("/base`", "folder")),
 }
+
+
+def test_a_sum_that_overflows_is_no_mistake(make_adapter: MakeAdapter) -> None:
+    """The sum is asked first whether all is finite."""
+    folder, name = make_adapter(), f"{Q0}.lora_A.weight"
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors[name].fill_(3e38)
+    save_file(tensors, path)
+    (read,) = read_tensors(open_adapter(folder), name)
+    assert torch.equal(read, tensors[name])
+    assert read.sum().isinf()
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -57,7 +57,7 @@ def _kept(ir: Ir) -> Ir:
     if ir.spec.training.activation_checkpointing is not None:
         return ir
     found, gpu = estimate_of(ir), gpu_of(ir)
-    inputs: tuple[str, ...] = (f"training.micro_batch.{batch_of(ir).unit}", "hardware")
+    inputs = (f"training.micro_batch.{batch_of(ir).unit}", "data.limits.max_seconds", "precision", "hardware")
     if gpu is None:
         mode, why = MODES[0], f"no memory to compare with: {found.unknown}"
     else:
