@@ -15,6 +15,8 @@ from higgsc.contract.receipts import sha256_file
 from higgsc.data.whisper import WhisperEncoder
 from higgsc.deploy.fit import BaseShapes, misfits
 from higgsc.deploy.merge.fold import REPORT_FILE
+from higgsc.deploy.peft_layers import adapt
+from higgsc.deploy.streamed import empty_model
 from higgsc.train.decoder.heard import projector_of
 from higgsc.train.model.adapter import Adapter, open_adapter, read_tensors
 from higgsc.train.model.adapter_config import CONFIG_FILE
@@ -30,8 +32,8 @@ def put_on(model: Any, adapter: Path, *, base: Path) -> Any:
         base: The folder that the model was loaded from.
 
     Raises:
-        StepError: The adapter is missing (66), damaged, of another kind than LoRA, trained on a model of other shapes,
-            or in the merged model already (65).
+        StepError: The adapter is missing (66), damaged, incomplete, of another kind than LoRA, trained on a model of
+            other shapes, or in the merged model already (65).
     """
     folder = adapter / "adapter" if (adapter / "adapter" / CONFIG_FILE).is_file() else adapter
     opened = open_adapter(folder)
@@ -44,6 +46,7 @@ def put_on(model: Any, adapter: Path, *, base: Path) -> Any:
     with warnings.catch_warnings():
         # What PEFT does not know, the projector, follows.
         warnings.filterwarnings("ignore", r"Unexpected keyword arguments \['whisper'\]")
+        adapt(empty_model(model.config.to_dict()), folder)  # before PEFT meets a tensor that is missing
         adapted = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device)).eval()
     causal = adapted.get_base_model()
     load_projector(causal, opened)

@@ -1,7 +1,8 @@
 """A checkpoint's files written again, some rows at a time.
 
 As many threads as torch has work on blocks of rows, each alone. Another one waits for the disk, which takes a file
-while it is being written.
+while it is being written; the system's memory that the file took is free then for what comes next. So writing needs no
+more memory than reading, and a job's limit, which counts the page cache, is not in the way.
 """
 
 from __future__ import annotations
@@ -202,8 +203,9 @@ class _Pair:
             start, at = start + copied, at + copied
 
     def sync(self) -> None:
-        """Wait until what has been written is on disk."""
+        """Wait until what has been written is on disk, and have the page cache forget it."""
         os.fsync(self._target.fileno())
+        os.posix_fadvise(self._target.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         self._source.close()

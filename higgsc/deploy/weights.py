@@ -122,6 +122,12 @@ def open_weights(folder: Path) -> Weights:
     return Weights(folder=folder, tensors=tensors, files=files, index=index)
 
 
+def open_file(folder: Path, file: str) -> Weights:
+    """Read the header of one file of weights, whatever its name; errors as in `open_weights`."""
+    tensors = {info.name: info for info in _headers(folder, file)}
+    return Weights(folder=folder, tensors=tensors, files=(file,), index=None)
+
+
 def write_index(weights: Weights, folder: Path, *, dtype: torch.dtype, rename: Callable[[str], str]) -> None:
     """Write the index of a sharded checkpoint again; nothing for one in a single file."""
     if weights.index is None:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import HiggsAudioV2ForConditionalGeneration  # noqa: E402
 
 from higgsc.contract.outcome import ExitCode, StepError  # noqa: E402
+from higgsc.deploy.adapted import put_on  # noqa: E402
 from higgsc.deploy.merge.fold import MergeReport, merge_adapter  # noqa: E402
 from higgsc.train.model.adapter import open_adapter, read_tensors  # noqa: E402
 
@@ -337,6 +338,36 @@ def test_tensor_missing_in_the_base_is_noticed(base: Path, make_adapter: MakeAda
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.parametrize(
+    ("targets", "lost", "said"),
+    [
+        (None, "layers.0.self_attn.v_proj.lora", r"asks for tensor .*layers\.0\.self_attn\.v_proj.* \(and 1 more\)"),
+        (None, "audio_lm_head", r"asks for tensor 'base_model\.model\.audio_lm_head\.weight' too"),
+        (["q_proj"], None, r"tensor .*v_proj\.lora_A\.weight' \(and 7 more\) is of no module"),
+    ],
+)
+def test_two_files_that_are_not_of_one_adapter(
+    targets: list[str] | None, lost: str | None, said: str,
+    base: Path, make_adapter: MakeAdapter, tmp_path: Path,
+) -> None:  # fmt: skip
+    """PEFT itself computes with what it finds, and warns."""
+    adapter = make_adapter(target_modules=["q_proj", "v_proj"], modules_to_save=["audio_lm_head"])
+    path = adapter / "adapter_model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(path).items() if lost is None or lost not in name}
+    save_file(kept, path, metadata={"format": "pt"})
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["target_modules"] = targets or config["target_modules"]
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(StepError, match=said) as raised:
+        merge_adapter(base, adapter, tmp_path / "merged", dtype="fp32")
+    assert raised.value.code == ExitCode.BAD_DATA
+    assert raised.value.path == path
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
+    model = HiggsAudioV2ForConditionalGeneration.from_pretrained(base, use_text_head=True)
+    with pytest.raises(StepError, match=said):
+        put_on(model, adapter, base=base)
+
+
 def test_a_wrong_merge_is_not_published(
     base: Path, make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,7 +378,12 @@ def test_a_wrong_merge_is_not_published(
     def wrong(adapter: Any, info: Any) -> Any:
         # The mistake of merging alpha instead of alpha / rank, in an adapter that changes less than bfloat16 rounds.
         exact = right(adapter, info)
-        return exact and (lambda rows, first, end: rows + 4 * (exact(rows, first, end) - rows))
+
+        def four_times(rows: torch.Tensor, first: int, end: int) -> tuple[torch.Tensor, float]:
+            new, changed = exact(rows, first, end)
+            return rows + 4 * (new - rows), 16 * changed
+
+        return exact and four_times
 
     monkeypatch.setattr(module, "exact_rows", wrong)
     adapter = make_adapter(std=0.01)

@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import HiggsAudioV2ForConditionalGeneration  # noqa: E402
 
 import higgsc.deploy.merge.fold as fold  # noqa: E402
+import higgsc.deploy.merge.rows as rows_module  # noqa: E402
 import higgsc.deploy.rewrite as rewrite  # noqa: E402
 import higgsc.deploy.weights as weights_module  # noqa: E402
 from higgsc.catalog.original_names import to_original  # noqa: E402
@@ -45,6 +47,7 @@ def test_blocks_of_any_size_give_what_peft_gives(
     if values == 1 and dora:
         pytest.skip("one row at a time is slow enough without")
     monkeypatch.setattr(weights_module, "BLOCK_VALUES", values)
+    monkeypatch.setattr(rows_module, "PART_VALUES", max(1, values // 3))
     adapter = make_adapter(use_dora=dora, modules_to_save=["audio_lm_head"])
     report = merge_adapter(base, adapter, tmp_path / "merged", dtype="fp32")
     model = HiggsAudioV2ForConditionalGeneration.from_pretrained(base, use_text_head=True, dtype=torch.float32)
@@ -102,6 +105,36 @@ def test_a_disk_that_fails_while_a_file_is_written(
     merge_adapter(base, adapter, tmp_path / "calm", dtype="bf16")
     for path in (tmp_path / "calm").glob("*.safetensors"):
         assert (tmp_path / "merged" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_page_cache_is_not_filled_with_what_was_written(
+    sharded_base: Path, make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, Path]] = []
+    fsync, advise = os.fsync, os.posix_fadvise
+
+    def noted(descriptor: int) -> Path:
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    def flushed(descriptor: int) -> None:
+        calls.append(("flushed", noted(descriptor)))
+        fsync(descriptor)
+
+    def forgotten(descriptor: int, offset: int, length: int, advice: int) -> None:
+        assert (offset, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED)
+        calls.append(("forgotten", noted(descriptor)))
+        advise(descriptor, offset, length, advice)
+
+    monkeypatch.setattr(rewrite, "SYNC_BYTES", 10_000)
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "posix_fadvise", forgotten)
+    merge_adapter(sharded_base, make_adapter(), tmp_path / "merged", dtype="bf16")
+    shards = {path.name for path in sharded_base.glob("model-*.safetensors")}
+    for before, (what, path) in pairwise([("", tmp_path), *calls]):
+        if what == "forgotten":
+            assert before == ("flushed", path), "a page that is not on disk yet stays"
+            shards.discard(path.name)
+    assert not shards
 
 
 @pytest.mark.slow

@@ -27,9 +27,11 @@ from higgsc.deploy.merge.original_config import write_original_config
 from higgsc.deploy.merge.record import Record
 from higgsc.deploy.merge.rows import Fidelity, Tally, exact_rows, stored_rows
 from higgsc.deploy.merge.verify import LogitsCheck, compare_logits
+from higgsc.deploy.peft_layers import adapt
 from higgsc.deploy.quantize.folder import Quantization, put_in_place, quantize_draft
 from higgsc.deploy.quantize.scheme import Scheme
 from higgsc.deploy.rewrite import Rewriter, Rows
+from higgsc.deploy.streamed import empty_model
 from higgsc.deploy.weights import TensorInfo, Weights, open_weights, write_index
 from higgsc.train.model.adapter import Adapter, open_adapter
 from higgsc.train.model.folder import base_folder, copy_companions
@@ -122,6 +124,7 @@ def merge_adapter(
     weights = open_weights(base_dir)
     config = check_base(weights)
     check_fit(adapter, weights)
+    adapt(empty_model(config), adapter_dir)  # PEFT, which checks the merge, has to understand the adapter as we do
     check_layout(weights, layout)
     adapter_sha256 = sha256_file(adapter.weights_path)
     record = Record.of(weights, adapter_sha256, dtype=dtype, layout=layout)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,8 +22,12 @@ from higgsc.deploy.rewrite import Rows
 from higgsc.deploy.weights import TensorInfo
 from higgsc.train.model.adapter import Adapter, LoraLayer, read_tensors
 
-Exact = Callable[[Tensor, int, int], Tensor]
-"""New rows, float32 `[end - first, ...]`, from those of the base in float32, `first` and `end`."""
+PART_VALUES = 2**17
+"""Values that go through all of the arithmetic at a time: 512 KB in float32, of which a core's cache holds some."""
+
+Exact = Callable[[Tensor, int, int], tuple[Tensor, float]]
+"""New rows, float32 `[end - first, ...]`, from those of the base in float32, `first` and `end`; and the sum of the
+squares of what they differ by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +49,10 @@ class Tally:
     def __init__(self) -> None:
         self._squares: dict[int, tuple[float, float, float]] = {}
 
-    def add(self, first: int, original: Tensor, exact: Tensor, stored: Tensor) -> None:
-        """Take the rows from `first` on into account; `exact` is of no use afterwards."""
-        rounded = _square(stored.float().sub_(exact)) if stored.dtype != exact.dtype else 0.0
-        self._squares[first] = _square(original), _square(exact.sub_(original)), rounded
+    def add(self, first: int, original: float, changed: float, rounded: float) -> None:
+        """Take the rows from `first` on into account: sums of the squares of the base's values, of what the adapter
+        changes, and of what storing rounds away."""
+        self._squares[first] = original, changed, rounded
 
     @property
     def fidelity(self) -> Fidelity:
@@ -70,10 +75,16 @@ def stored_rows(exact: Exact, dtype: torch.dtype, tally: Tally) -> Rows:
     """
 
     def rows(found: Tensor, first: int, end: int) -> Tensor:
-        original = found.float()  # once: operations on two dtypes convert behind the scenes, every time
-        changed = exact(original, first, end)
-        stored = changed.to(dtype, copy=True)
-        tally.add(first, original, changed, stored)
+        stored = torch.empty_like(found, dtype=dtype)
+        # A product of a single row is another routine of the library, which adds in another order.
+        parts = max(1, min(found.numel() // PART_VALUES, (end - first) // 2))
+        bounds = [(end - first) * part // parts for part in range(parts + 1)]
+        for begin, stop in pairwise(bounds):
+            original = found[begin:stop].float()  # once: operations on two dtypes convert behind the scenes, every time
+            new, changed = exact(original, first + begin, first + stop)
+            kept = stored[begin:stop].copy_(new)
+            rounded = 0.0 if kept.dtype == new.dtype else _square(new.sub_(kept.float()))
+            tally.add(first + begin, _square(original), changed, rounded)
         return stored
 
     return rows
@@ -92,7 +103,12 @@ def exact_rows(adapter: Adapter, info: TensorInfo) -> Exact | None:
     """
     if info.name in adapter.full:
         (whole,) = read_tensors(adapter, adapter.full[info.name])
-        return lambda rows, first, end: whole[first:end].clone()
+
+        def trained(rows: Tensor, first: int, end: int) -> tuple[Tensor, float]:
+            new = whole[first:end]
+            return new.clone(), _square(new - rows)
+
+        return trained
     layer = adapter.layers.get(info.name)
     return None if layer is None else _lora(adapter, layer)
 
@@ -103,16 +119,20 @@ def _lora(adapter: Adapter, layer: LoraLayer) -> Exact:
     if math.frexp(scale)[0] == 0.5:  # a power of two rounds nothing, wherever it is multiplied
         b, scale = b * scale, 1.0
 
-    def plain(rows: Tensor, first: int, end: int) -> Tensor:
+    def plain(rows: Tensor, first: int, end: int) -> tuple[Tensor, float]:
         product = b[first:end] @ a
-        return (product if scale == 1 else product.mul_(scale)).add_(rows)
+        if scale != 1:
+            product.mul_(scale)
+        changed = _square(product)
+        return product.add_(rows), changed
 
     if layer.key_magnitude is None:
         return plain
     (magnitude,) = read_tensors(adapter, layer.key_magnitude)
 
-    def dora(rows: Tensor, first: int, end: int) -> Tensor:
-        merged = plain(rows, first, end)
-        return merged.mul_((magnitude[first:end] / torch.linalg.norm(merged, dim=1)).view(-1, 1))
+    def dora(rows: Tensor, first: int, end: int) -> tuple[Tensor, float]:
+        merged, _ = plain(rows, first, end)
+        merged.mul_((magnitude[first:end] / torch.linalg.norm(merged, dim=1)).view(-1, 1))
+        return merged, _square(merged - rows)
 
     return dora
