@@ -77,8 +77,6 @@ class StreamedModel:
                 _set_forward(module, partial(self._embed, weights, weights.tensors[f"{name}.weight"]))
             elif isinstance(module, nn.Linear):
                 _set_forward(module, partial(self._project, weights, weights.tensors[f"{name}.weight"]))
-            elif module is model:
-                _set_forward(module, partial(type(module).forward, module))  # a copy may still call the original
 
     def __deepcopy__(self, memo: object) -> StreamedModel:
         """The layers refer to this; a copy of one, such as PEFT makes, still reads the same files."""
@@ -140,7 +138,7 @@ class StreamedModel:
         return torch.cat([self._read(weights, info, row, row + 1) for row in asked.tolist()])[place]
 
     def _project(self, weights: Weights, info: TensorInfo, x: Tensor) -> Tensor:
-        return self._joined(info, lambda first, end: functional.linear(x, self._read(weights, info, first, end)))
+        return self._joined(x, info, lambda first, end: functional.linear(x, self._read(weights, info, first, end)))
 
     def _in_blocks(self, layer: Any, name: str, forward: Callable[[Any, Tensor], Tensor], x: Tensor) -> Tensor:
         """A layer of PEFT as if it had only some of its outputs, again and again."""
@@ -168,14 +166,19 @@ class StreamedModel:
                 own.lora_magnitude_vector[_ADAPTER].weight = parameter(adapter, magnitude, first, end)
             return forward(own, x)
 
-        return self._joined(info, block)
+        return self._joined(x, info, block)
 
-    def _joined(self, info: TensorInfo, block: Callable[[int, int], Tensor]) -> Tensor:
+    def _joined(self, x: Tensor, info: TensorInfo, block: Callable[[int, int], Tensor]) -> Tensor:
+        """Outputs of a layer, `[..., rows]`, of those that a block of its rows makes of `x`, `[..., end - first]`."""
+        # What a block leaves behind would lie between the rows of the next ones, and break up the threads' memory.
+        joined = x.new_empty(*x.shape[:-1], info.rows)
+
         @torch.inference_mode()
-        def one(rows: tuple[int, int]) -> Tensor:
-            return block(*rows)
+        def one(rows: tuple[int, int]) -> None:
+            joined[..., slice(*rows)] = block(*rows)
 
-        return torch.cat(list(self._pool.map(one, info.blocks())), dim=-1)
+        list(self._pool.map(one, info.blocks()))
+        return joined
 
 
 def _copy(layer: Any) -> Any:

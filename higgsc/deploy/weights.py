@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,10 @@ class TensorInfo:
         return dtype if self.dtype.is_floating_point else self.dtype
 
     def blocks(self) -> Iterator[tuple[int, int]]:
-        """First row and the one after the last of each block; all but the last are of one size, which depends on
-        the shape alone."""
-        size = max(1, BLOCK_VALUES // max(1, self.row_values))
-        return ((first, min(first + size, self.rows)) for first in range(0, self.rows, size))
+        """First row and the one after the last of each block. They are of equal size as far as possible, so that none
+        is a single row, whose product is another routine of the library, which adds in another order."""
+        count = math.ceil(self.rows / max(1, BLOCK_VALUES // max(1, self.row_values)))
+        return pairwise(self.rows * block // count for block in range(count + 1))
 
 
 @dataclass(frozen=True, slots=True)

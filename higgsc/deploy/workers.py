@@ -13,8 +13,8 @@ import torch
 def workers() -> Iterator[ThreadPoolExecutor]:
     """As many threads as torch has, each of which computes alone; while it lasts, so does everything else.
 
-    torch divides every operation among its threads, which wait for each other by turning in circles. On pieces of a
-    megabyte that takes longer than the work, and twenty times as long where others use the processor too.
+    torch divides every operation among its threads, which wait for each other by turning in circles. On pieces of some
+    megabytes that takes longer than the work, and twenty times as long where others use the processor too.
     """
     _keep_freed_memory()
     threads = torch.get_num_threads()

@@ -22,7 +22,6 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import HiggsAudioV2ForConditionalGeneration  # noqa: E402
 
 import higgsc.deploy.merge.fold as fold  # noqa: E402
-import higgsc.deploy.merge.rows as rows_module  # noqa: E402
 import higgsc.deploy.rewrite as rewrite  # noqa: E402
 import higgsc.deploy.weights as weights_module  # noqa: E402
 from higgsc.catalog.original_names import to_original  # noqa: E402
@@ -47,7 +46,6 @@ def test_blocks_of_any_size_give_what_peft_gives(
     if values == 1 and dora:
         pytest.skip("one row at a time is slow enough without")
     monkeypatch.setattr(weights_module, "BLOCK_VALUES", values)
-    monkeypatch.setattr(rows_module, "PART_VALUES", max(1, values // 3))
     adapter = make_adapter(use_dora=dora, modules_to_save=["audio_lm_head"])
     report = merge_adapter(base, adapter, tmp_path / "merged", dtype="fp32")
     model = HiggsAudioV2ForConditionalGeneration.from_pretrained(base, use_text_head=True, dtype=torch.float32)

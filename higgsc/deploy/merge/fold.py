@@ -25,7 +25,7 @@ from higgsc.deploy.merge.card import write_card
 from higgsc.deploy.merge.names import Layout, check_layout, names_in, renamed
 from higgsc.deploy.merge.original_config import write_original_config
 from higgsc.deploy.merge.record import Record
-from higgsc.deploy.merge.rows import Fidelity, Tally, exact_rows, stored_rows
+from higgsc.deploy.merge.rows import SAMPLED, Fidelity, Tally, exact_rows, stored_rows
 from higgsc.deploy.merge.verify import LogitsCheck, compare_logits
 from higgsc.deploy.peft_layers import adapt
 from higgsc.deploy.quantize.folder import Quantization, put_in_place, quantize_draft
@@ -226,7 +226,7 @@ def write_weights(
                 exact = exact_rows(adapter, info)
                 if exact is None:
                     return None
-                tallies[info.name] = Tally()
+                tallies[info.name] = Tally(SAMPLED if info.name in adapter.layers else 1)
                 return stored_rows(exact, dtype, tallies[info.name])
 
             def flushed(file: str = file, tallies: dict[str, Tally] = tallies) -> None:
