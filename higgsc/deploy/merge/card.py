@@ -36,7 +36,8 @@ A LoRA adapter folded into Higgs Audio v2. {loads}
 |---|---|
 {chr(10).join(f"| {_cell(what)} | {_cell(fact)} |" for what, fact in facts.items())}
 
-`merge.json` has the norm of what changed in each tensor, and how much of it storing has rounded away.
+`merge.json` has the norm of what changed in each tensor, and how much of it storing has rounded away; of a tensor with
+a LoRA, judged by one row in eight.
 
 ## Licence and consent
 
